@@ -1,0 +1,39 @@
+"""Where things lie: run-time directories, and the helpers that ``make env`` put beside the interpreter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+RUN = Path(os.environ.get("MIG_RUN", "/run/mig"))
+"""Run-time state of this node; a tmpfs in practice, so it ends with the boot, as the processes it describes do."""
+
+CONTROL = RUN / "control.sock"
+"""omdiscd's control socket (ZMQ ipc)."""
+AGENTS = RUN / "agents"
+"""``<home pid>.sock``: one home agent each."""
+KEEPERS = RUN / "keepers"
+"""``<home node id>-<home pid>-<epoch>.sock``: one keeper each."""
+JOURNAL = RUN / "journal"
+"""One file per move and side (see mig.migration.journal)."""
+WORK = RUN / "work"
+"""Image directories and mount points, one directory per move and side."""
+FAULTS = RUN / "faults"
+"""Named fault points that are switched on (see mig.migration.faults)."""
+LOGS = RUN / "log"
+"""stderr of agents and keepers."""
+
+CONFIG = Path(os.environ.get("MIG_CONFIG", "/etc/mig/omdiscd.toml"))
+KEY = Path(os.environ.get("MIG_KEY", "/etc/mig/cluster.key"))
+
+
+def libexec() -> Path:
+    """The directory of compiled helpers and the private CRIU: ``$MIG_LIBEXEC`` or ``<venv>/libexec/mig``."""
+    return Path(os.environ.get("MIG_LIBEXEC", os.path.join(sys.prefix, "libexec", "mig")))
+
+
+def make_run_dirs() -> None:
+    """Create the run-time tree, readable by all (sockets have their own modes), writable by root."""
+    for d in (RUN, AGENTS, KEEPERS, JOURNAL, WORK, FAULTS, LOGS):
+        d.mkdir(mode=0o755, parents=True, exist_ok=True)
