@@ -1,0 +1,167 @@
+"""The source's connection to the destination of a move: ask, ship images, commit's GO, and the question when an answer was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+from typing import Any
+
+from mig import wire
+from mig.errors import CannotMove, MigError, MoveFailed
+from mig.migration.faults import Fault, reach
+from mig.model import NodeInfo
+
+CHUNK = 1 << 20
+MAX_IMAGES = 1 << 44
+MAX_FILES = 200_000
+
+
+class PeerError(MigError):
+    """The destination reported a failure of its own; its words are quoted."""
+
+
+class Destination:
+    """One move's control connection to node ``node``."""
+
+    def __init__(self, node: NodeInfo, key: bytes) -> None:
+        self.node, self.key = node, key
+        self.sock: socket.socket | None = None
+        self.ready_info: dict[str, Any] = {}
+
+    async def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ask for a cell.  Raises :class:`CannotMove` with the destination's reasons, or :class:`PeerError` when preparing failed."""
+        try:
+            self.sock = await wire.connect(self.node.addr, self.node.port, self.key)
+        except (OSError, TimeoutError) as e:
+            raise MoveFailed(f"{self.node.name} ({self.node.addr}) cannot be reached: {e or 'no answer'}", hint="see: mosctl status") from e
+        await wire.asend(self.sock, **request)
+        return await self._expect("prepared")
+
+    async def _expect(self, op: str) -> dict[str, Any]:
+        if self.sock is None:
+            raise EOFError("no connection")
+        try:
+            m = await wire.arecv(self.sock)
+        except (EOFError, ConnectionError) as e:
+            raise PeerError(f"{self.node.name} ended the connection while we waited for '{op}'") from e
+        if m.get("op") == op:
+            return m
+        if m.get("op") == "refused":
+            raise CannotMove(f"{self.node.name} does not take it", reasons=[str(r) for r in m.get("reasons", ())])
+        error = m.get("error")
+        if isinstance(error, dict):
+            raise PeerError(
+                f"{self.node.name}: {error.get('message')}", reasons=[str(r) for r in error.get("reasons", ())], hint=str(error.get("hint", ""))
+            )
+        raise PeerError(f"{self.node.name} answered {m.get('op')!r} where '{op}' was expected")
+
+    async def ship(self, img_dir: str, **head: Any) -> int:
+        """Send every file of ``img_dir`` in one message and a raw stream; returns the number of bytes."""
+        assert self.sock is not None
+        loop = asyncio.get_running_loop()
+        names = sorted(e.name for e in os.scandir(img_dir) if e.is_file(follow_symlinks=False) and e.name.endswith(".img"))
+        files = [[n, os.stat(os.path.join(img_dir, n)).st_size] for n in names]
+        total = sum(int(size) for _, size in files)
+        await wire.asend(self.sock, op="images", files=files, **head)
+        sent, half_way = 0, False
+        small = bytearray()
+        for name, size in files:
+            # most images are tiny: one send for many of them instead of a packet each
+            if int(size) < CHUNK:
+                with open(os.path.join(img_dir, name), "rb") as f:
+                    small += f.read()
+            else:
+                await loop.sock_sendall(self.sock, small)
+                small.clear()
+                with open(os.path.join(img_dir, name), "rb") as f:
+                    await loop.sock_sendfile(self.sock, f, 0, int(size), fallback=True)
+            sent += int(size)
+            if not half_way and sent >= total // 2:
+                half_way = True
+                await reach(Fault.MID_TRANSFER)
+        await loop.sock_sendall(self.sock, small)
+        return total
+
+    async def ready(self) -> dict[str, Any]:
+        """Wait until the copy stands at the destination's barrier."""
+        self.ready_info = await self._expect("ready")
+        return self.ready_info
+
+    def verify(self) -> None:
+        """Raises :class:`PeerError` when the destination has already closed the connection."""
+        assert self.sock is not None
+        if select.select([self.sock], [], [], 0)[0]:
+            # nothing is due before GO: readable means closed, or a last word
+            raise PeerError(f"{self.node.name} is gone")
+
+    async def go(self) -> dict[str, Any]:
+        """GO, then wait for RUNNING; raises ``OSError``/``EOFError`` when the answer is lost."""
+        assert self.sock is not None
+        await wire.asend(self.sock, op="go")
+        m = await wire.arecv(self.sock)
+        if m.get("op") != "running":
+            raise EOFError(f"{self.node.name} answered {m.get('op')!r} to GO")
+        return m
+
+    async def ask(self, mid: str) -> str:
+        """What the destination's node says of the move: ``running``, ``aborted`` or ``pending``.  On a fresh connection."""
+        s = await wire.connect(self.node.addr, self.node.port, self.key)
+        try:
+            await wire.asend(s, op="ask", mid=mid)
+            m = await asyncio.wait_for(wire.arecv(s), 5)
+            return str(m.get("state", ""))
+        finally:
+            s.close()
+
+    async def abort(self) -> None:
+        """Tell the destination to drop its copy, and wait a moment for its word; the end of the connection says the same."""
+        if self.sock is None:
+            return
+        try:
+            await wire.asend(self.sock, op="abort")
+            while (await asyncio.wait_for(wire.arecv(self.sock), 3)).get("op") != "aborted":
+                pass  # an answer to an earlier step was still on its way
+        except (OSError, EOFError, TimeoutError):
+            pass  # it sees the end of the connection, which means abort as well
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+
+async def receive_images(s: socket.socket, head: dict[str, Any], directory: str) -> int:
+    """The destination's end of :meth:`Destination.ship`: write the announced files; returns bytes.
+
+    Raises :class:`wire.WireError` for names or sizes that no honest source sends; nothing outside ``directory`` is ever touched.
+    """
+    loop = asyncio.get_running_loop()
+    files = head.get("files")
+    if not isinstance(files, list) or len(files) > MAX_FILES:
+        raise wire.WireError("no list of image files")
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
+    total = 0
+    for item in files:
+        name, size = str(item[0]), int(item[1])
+        if "/" in name or name.startswith(".") or not name.endswith(".img") or size < 0 or total + size > MAX_IMAGES:
+            raise wire.WireError(f"not an image file: {name!r} of {size} bytes")
+        fd = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            left = size
+            while left:
+                n = await loop.sock_recv_into(s, view[: min(left, CHUNK)])
+                if not n:
+                    raise EOFError("the source closed the connection in the middle of the images")
+                done = 0
+                while done < n:
+                    done += os.write(fd, view[done:n])
+                left -= n
+        finally:
+            os.close(fd)
+        total += size
+    return total
