@@ -16,6 +16,8 @@ from mig.model import NodeInfo
 CHUNK = 1 << 20
 MAX_IMAGES = 1 << 44
 MAX_FILES = 200_000
+SILENCE = 10
+"""Seconds after which a silent partner of a move is given up: a process stands frozen meanwhile, and giving up only means rolling back."""
 
 
 class PeerError(MigError):
@@ -36,6 +38,7 @@ class Destination:
             self.sock = await wire.connect(self.node.addr, self.node.port, self.key)
         except (OSError, TimeoutError) as e:
             raise MoveFailed(f"{self.node.name} ({self.node.addr}) cannot be reached: {e or 'no answer'}", hint="see: mosctl status") from e
+        wire.tune(self.sock, SILENCE)
         await wire.asend(self.sock, **request)
         return await self._expect("prepared")
 

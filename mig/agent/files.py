@@ -1,0 +1,68 @@
+"""The file server of one guest: a child process of the home agent, spoken to over a unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from typing import Any
+
+from mig import wire
+from mig.errors import MigError
+
+log = logging.getLogger(__name__)
+
+
+class FileServer:
+    """Starts ``mig.agent.fileserver`` and asks it things; ``port`` is where the guest's host connects."""
+
+    def __init__(self, proc: asyncio.subprocess.Process, control: socket.socket, addr: str, port: int) -> None:
+        self.proc, self.control, self.addr, self.port = proc, control, addr, port
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    async def start(cls, addr: str, token: bytes, groups: dict[int, list[int]]) -> FileServer:
+        """Spawn the server on ``addr`` (any port); clients must begin with ``token``.  ``groups``: supplementary groups by uid."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        token_r, token_w = os.pipe()
+        os.write(token_w, token)
+        os.close(token_w)
+        ours.setblocking(False)
+        try:
+            proc = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "mig.agent.fileserver", "--listen", addr, "--token-fd", str(token_r), "--control-fd", str(theirs.fileno())),
+                pass_fds=[token_r, theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        finally:
+            os.close(token_r)
+            theirs.close()
+        try:
+            hello = await asyncio.wait_for(wire.arecv(ours), 10)
+        except (EOFError, TimeoutError) as e:
+            proc.kill()
+            raise MigError("the file server of the guest did not start", hint="its words are in the agent's log under /run/mig/log") from e
+        server = cls(proc, ours, addr, int(hello["port"]))
+        if groups:
+            await server.ask("groups", groups=groups)
+        return server
+
+    async def ask(self, op: str, **args: Any) -> dict[str, Any]:
+        """One question, one answer."""
+        async with self._lock:
+            await wire.asend(self.control, op=op, **args)
+            return await asyncio.wait_for(wire.arecv(self.control), 10)
+
+    async def stop(self) -> None:
+        """End it; idempotent."""
+        self.control.close()
+        if self.proc.returncode is None:
+            self.proc.terminate()
+            try:
+                await asyncio.wait_for(self.proc.wait(), 3)
+            except TimeoutError:
+                self.proc.kill()
+                await self.proc.wait()
