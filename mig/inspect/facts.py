@@ -1,0 +1,206 @@
+"""Everything about a tree of processes that a move must know, read from /proc without touching the processes.
+
+It costs about a millisecond a process, plus one pass over the descriptors of all processes where something may be shared.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import termios
+import time
+from collections.abc import Collection
+
+from mig.inspect import look, sockets
+from mig.inspect.around import Around, written_in_turns
+from mig.inspect.reasons import DEV_TTY, cannot_move, pipe_direction, pts_index
+from mig.inspect.scene import Scene
+from mig.kernel import pidfd, procfs
+from mig.model import External, ProcessFacts, SharedFile
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def gather(
+    pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None = None, ignore: Collection[int] = ()
+) -> ProcessFacts:
+    """The facts of ``pid`` and its descendants, with every reason against a move.
+
+    ``pid`` is a number of our own pid namespace.  At home (``guest=False``) that is also the number in the facts.  A keeper asks about
+    its guest with ``guest=True``: then all numbers in the facts are those that the guest sees, which are those at home; its namespaces
+    are its cell, nothing around it counts, and ``known_pipes`` maps the pipes that the keeper serves (``pipe:[INO]`` as in the cell, and
+    ``tty`` if the id of the terminal is not the next free one) to their external ids.
+
+    ``ignore``: processes outside of the tree that do not count as holders, such as our own helpers that have duplicates of descriptors.
+
+    Raises ``ProcessLookupError`` when there is no such process.
+    """
+    known = known_pipes or {}
+    scene, outer = _scene(pid, guest, known, ignore)
+    externals = [*_pipes(scene, known), *_terminal(scene, outer, known)]
+    st, status = procfs.stat(pid), [procfs.status(p) for p in outer]
+    root = scene.root
+    return ProcessFacts(
+        pid=root.pid,
+        start=st.start,
+        boot=pidfd.boot_id(),
+        comm=root.comm,
+        uid=status[0].uids[0],
+        gid=status[0].gids[0],
+        ppid=_inner(st.ppid) if guest else st.ppid,
+        pgid=root.pgid,
+        sid=root.sid,
+        tty_nr=st.tty_nr,
+        tpgid=_inner(st.tpgid) if guest else st.tpgid,
+        tree=[m.pid for m in scene.members],
+        tids=[t for p in outer for t in _threads(p, guest)],
+        uids=sorted({u for s in status for u in s.uids}),
+        gids=sorted({g for s in status for g in (*s.gids, *s.groups)}),
+        hostname="" if guest else os.uname().nodename,
+        rss=sum(_memory(s.fields) for s in status),
+        cpu_s=_cpu(outer),
+        age_s=time.clock_gettime(time.CLOCK_BOOTTIME) - st.start / TICKS,
+        externals=externals,
+        shared_files=_shared_files(scene),
+        reasons=cannot_move(scene),
+    )
+
+
+def _scene(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]) -> tuple[Scene, list[int]]:
+    """What is to be judged, and the tree in numbers of our own pid namespace."""
+    members, outer = [], []
+    diag = sockets.UnixDiag(pid)
+    try:
+        for p in procfs.tree(pid):
+            try:
+                members.append(look.member(p, guest=guest, diag=diag))
+                outer.append(p)
+            except ProcessLookupError:
+                if p == pid:
+                    raise  # a child may end while we look, the root may not
+    finally:
+        diag.close()
+    tree = tuple(members)
+    mounts, huge = _mounts(pid)
+    if guest:
+        return Scene(tree, mounts=mounts, hugetlbfs=huge, guest=True, known_pipes=known), outer
+    around = Around(tree, ignore)
+    return Scene(tree, around.held, around.same, around.mapped, mounts, huge), outer
+
+
+def _mounts(pid: int) -> tuple[frozenset[int] | None, tuple[str, ...]]:
+    """Mount ids of the namespace of ``pid`` (None when its root hides some of them), and where hugetlbfs is mounted."""
+    ids, huge = set(), []
+    try:
+        whose = "self" if procfs.ns(pid, "mnt") == procfs.ns(os.getpid(), "mnt") else str(pid)
+        with open(f"/proc/{whose}/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
+            for line in f:
+                fields = line.split()
+                ids.add(int(fields[0]))
+                if fields[fields.index("-") + 1] == "hugetlbfs":
+                    huge.append(fields[4])
+        partial = whose != "self" and os.readlink(f"/proc/{pid}/root") != "/"
+    except OSError:
+        return None, ()  # a zombie has no mounts; those of a hidden process are not ours to see
+    return None if partial else frozenset(ids), tuple(huge)
+
+
+def _inner(pid: int) -> int:
+    """The number of a process in its innermost pid namespace; 0 or -1 (nobody) stay."""
+    if pid <= 0:
+        return pid
+    try:
+        return procfs.status(pid).nspid[-1]
+    except ProcessLookupError:
+        return 0
+
+
+def _threads(pid: int, guest: bool) -> list[int]:
+    try:
+        tids = procfs.threads(pid)
+        return [procfs.status(pid, t).nspid[-1] for t in tids] if guest else tids
+    except ProcessLookupError:
+        return []
+
+
+def _memory(fields: dict[str, str]) -> int:
+    """Bytes that have to travel: anonymous, shared and swapped out."""
+    return sum(int(fields[k].split()[0]) * 1024 for k in ("RssAnon", "RssShmem", "VmSwap") if k in fields)
+
+
+def _cpu(pids: list[int]) -> float:
+    total = 0
+    for p in pids:
+        try:
+            st = procfs.stat(p)
+        except ProcessLookupError:
+            continue
+        total += st.utime + st.stime
+    return total / TICKS
+
+
+def _pipes(scene: Scene, known: dict[str, int]) -> list[External]:
+    """Pipes with a holder outside of the tree (for guests: those that the keeper serves); all others travel inside the image."""
+    holders: dict[str, list[list[int]]] = {}
+    for m in scene.members:
+        for f in m.files:
+            if f.target.startswith("pipe:"):
+                holders.setdefault(f.target, []).append([m.pid, f.fd])
+    out: list[External] = []
+    for target, inside in holders.items():
+        if scene.guest and target not in known:
+            continue
+        others = scene.held.get(target, [])
+        direction = pipe_direction(scene, target)
+        if direction == "rw" or not (scene.guest or others):
+            continue
+        shared = direction == "r" and any("r" in h.access for h in others)
+        out.append(External(known.get(target, len(out)), "pipe", target, direction, inside, shared))
+    return out
+
+
+def _terminal(scene: Scene, outer: list[int], known: dict[str, int]) -> list[External]:
+    """The controlling terminal of the root, when it is a pseudo terminal that can be opened."""
+    root = scene.root
+    index = pts_index(root.tty_nr)
+    if index < 0:
+        return []
+    holders: list[list[int]] = []
+    paths = []
+    for m, p in zip(scene.members, outer, strict=True):
+        for f in m.files:
+            if stat.S_ISCHR(f.mode) and (f.rdev == root.tty_nr or (f.rdev == DEV_TTY and m.tty_nr == root.tty_nr)):
+                holders.append([m.pid, f.fd])
+                if f.rdev == root.tty_nr:
+                    paths.append(f"/proc/{p}/fd/{f.fd}")
+    number = known.get("tty", max([e for k, e in known.items() if k != "tty"], default=-1) + 1 if scene.guest else _count_pipes(scene))
+    for path in (*paths, f"/dev/pts/{index}" if not scene.guest else f"/proc/{outer[0]}/root/dev/pts/{index}"):
+        try:
+            # a new description: O_NONBLOCK on it does not reach the guest's own
+            fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError:
+            continue  # revoked, hung up, or another devpts: try the next
+        try:
+            if os.fstat(fd).st_rdev != root.tty_nr:
+                continue
+            modes, size = termios.tcgetattr(fd), fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8))
+        except (OSError, termios.error):
+            continue  # hung up
+        finally:
+            os.close(fd)
+        return [External(number, "tty", "tty", "rw", holders, index=index, termios=modes, winsize=size)]
+    return []
+
+
+def _count_pipes(scene: Scene) -> int:
+    return len(_pipes(scene, {}))
+
+
+def _shared_files(scene: Scene) -> list[SharedFile]:
+    return [
+        SharedFile(m.pid, f.fd, f.dev, f.ino, f.flags, f.pos)
+        for m in scene.members
+        for f in m.files
+        if written_in_turns(f) and (m.pid, f.fd) in scene.same
+    ]
