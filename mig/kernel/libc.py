@@ -63,6 +63,7 @@ CLOSE_RANGE_CLOEXEC = 4
 
 NR_pivot_root = 155
 NR_kcmp = 312
+NR_userfaultfd = 323
 NR_close_range = 436
 NR_pidfd_getfd = 438
 
@@ -170,6 +171,11 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
 def kcmp(pid1: int, pid2: int, type: int, idx1: int = 0, idx2: int = 0) -> int:
     """kcmp(2): 0 when both are the same kernel object, else an order (1, 2) or 3 for "different"."""
     return _syscall("kcmp", NR_kcmp, pid1, pid2, type, idx1, idx2)
+
+
+def userfaultfd(flags: int) -> int:
+    """userfaultfd(2): a descriptor; EPERM where neither CAP_SYS_PTRACE nor the sysctl allows faults of the kernel."""
+    return _syscall("userfaultfd", NR_userfaultfd, flags)
 
 
 def syncfs(fd: int) -> None:

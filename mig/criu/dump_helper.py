@@ -1,0 +1,85 @@
+"""Main program of the dump helper (see :mod:`mig.criu.dumper`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from mig import wire
+from mig.criu import layout, options
+from mig.criu.log import CriuError
+from mig.criu.session import Worker
+from mig.errors import MigError
+from mig.kernel import libc
+
+_NAMESPACES = ("ipc", "uts", "pid", "mnt")
+
+
+def _enter(cell_init: int) -> None:
+    """Into a cell's namespaces; returns in a child that is really inside its pid namespace, never in the caller."""
+    held = [os.open(f"/proc/{cell_init}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _NAMESPACES]
+    for fd in held:
+        libc.setns(fd)
+        os.close(fd)
+    child = os.fork()
+    if child:
+        # the pid namespace is that of children only: this process waits outside, and its death is the child's
+        libc.close_range(0)
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    libc.pdeathsig()
+
+
+def _dump(worker: Worker, img_fd: int, m: wire.Message) -> dict[str, Any]:
+    mode = m["memory"].get("mode")
+    if mode != "full":
+        raise CriuError(f"this node cannot leave memory out of a dump (asked for {mode!r})")
+    began = time.perf_counter()
+    worker.call(options.dump(m["pid"], img_fd, m["freeze_cgroup"]))
+    took = (time.perf_counter() - began) * 1e3
+    with os.scandir(img_fd) as found:
+        pages = sum(e.stat().st_size for e in found if e.name.startswith("pages-"))
+    return {"ms": {"criu": round(took, 2)}, "pages_bytes": pages}
+
+
+def _serve(task: dict[str, Any], sock: socket.socket) -> None:
+    shim = layout.needs_shim()
+    base = task["base"]
+    layout.rpc()  # inside the cell, imports would come from another machine's files
+    if task["cell_init"] is not None:
+        _enter(task["cell_init"])
+        base = base or (layout.CELL_BASE if os.path.isdir(layout.CELL_BASE) else None)
+    worker = Worker.start(base=base, shim=shim)
+    wire.send(sock, op="started")
+    try:
+        wire.send(sock, op="dumped", **_dump(worker, task["img_fd"], wire.recv(sock)))
+        wire.recv(sock)  # until the caller lets us go
+    except EOFError:
+        pass
+    finally:
+        worker.close()
+
+
+def main() -> None:
+    """Serve one dump over the socket named in the argument."""
+    task = json.loads(sys.argv[1])
+    libc.pdeathsig()
+    if os.getppid() != task["parent"]:
+        sys.exit(1)  # it died before we could ask to die with it
+    with socket.socket(fileno=task["sock"]) as sock:
+        try:
+            _serve(task, sock)
+        except (MigError, OSError, ImportError) as e:
+            error = e if isinstance(e, MigError) else MigError(f"the dump helper failed: {e}")
+            try:
+                wire.send(sock, op="failed", first_error=getattr(e, "first_error", ""), **error.to_wire())
+            except ConnectionError:
+                pass  # nobody waits for the answer any more
+
+
+if __name__ == "__main__":
+    main()

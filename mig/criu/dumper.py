@@ -1,0 +1,102 @@
+"""The dump helper: a process of its own, started before the freeze, that asks CRIU for one dump.
+
+CRIU's RPC blocks, and inside a cell the request must come from the cell's own pid and mount namespace; so neither the agent nor the
+keeper does it.  The helper is ready (CRIU started and linked, everything imported) when :meth:`Dumper.start` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from mig import wire
+from mig.criu.log import CriuError
+
+
+@dataclass
+class DumpResult:
+    """What a dump took (milliseconds by part: ``criu``) and how many bytes of memory its images hold."""
+
+    ms: dict[str, float] = field(default_factory=dict)
+    pages_bytes: int = 0
+
+
+class Dumper:
+    """One dump helper and its CRIU worker; good for one dump.  It is killed with the process that started it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self._process = process
+        self._sock = sock
+
+    @classmethod
+    async def start(cls, img_fd: int, *, cell_init: int | None = None, base: str | None = None) -> Self:
+        """Start the helper; images will go to the directory ``img_fd``.
+
+        ``cell_init`` is the pid (here) of a cell's first process: the helper then works in that cell's ipc, uts, pid and mount
+        namespaces, pids are the cell's, and CRIU is ``base`` as seen there (default: ``/.cell/criu`` where the cell has it, else the
+        same path as outside, for a cell on this machine's own root).  Call it from the main thread: the helper dies with the thread
+        that started it.  Raises :class:`CriuError`.
+        """
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        task = {"img_fd": img_fd, "sock": theirs.fileno(), "parent": os.getpid(), "cell_init": cell_init, "base": base}
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mig.criu.dump_helper", json.dumps(task)],
+                pass_fds=[theirs.fileno(), img_fd],
+                stdin=subprocess.DEVNULL,
+            )
+        dumper = cls(process, ours)
+        try:
+            await dumper._answer()
+        except BaseException:
+            await dumper.close()
+            raise
+        return dumper
+
+    async def dump(self, pid: int, freeze_cgroup: str, *, memory: dict[str, Any] | None = None) -> DumpResult:
+        """Dump the tree under ``pid``, which is frozen in the cgroup-v2 directory ``freeze_cgroup`` and stays so.
+
+        In a cell both are as seen there (the cell has its guest's cgroup at ``/.cell/cg``).  ``memory`` says what the images are to
+        hold: ``{"mode": "full"}``, everything.  Raises :class:`CriuError`; then the tree may have run for a moment.
+        """
+        await wire.asend(self._sock, op="dump", pid=pid, freeze_cgroup=freeze_cgroup, memory=memory or {"mode": "full"})
+        m = await self._answer()
+        return DumpResult(ms=dict(m["ms"]), pages_bytes=int(m["pages_bytes"]))
+
+    async def close(self) -> None:
+        """End the helper and reap it.  A dump under way is finished by CRIU (it must take its code out of the tree again).  Idempotent."""
+        self._sock.close()
+        if self._process.returncode is None:
+            await _exited(self._process.pid)
+            self._process.wait()
+
+    async def _answer(self) -> wire.Message:
+        try:
+            m = await wire.arecv(self._sock)
+        except (EOFError, ConnectionError) as e:
+            raise CriuError("the dump helper ended without an answer") from e
+        if m.get("op") == "failed":
+            raise CriuError(str(m["message"]), first_error=str(m["first_error"]), reasons=list(m["reasons"]), hint=str(m["hint"]))
+        return m
+
+
+async def _exited(pid: int) -> None:
+    """Wait for a child to end (it stays to be reaped), without a thread."""
+    loop = asyncio.get_running_loop()
+    fd = os.pidfd_open(pid)
+    try:
+        gone = loop.create_future()
+        loop.add_reader(fd, lambda: gone.done() or gone.set_result(None))
+        try:
+            await gone
+        finally:
+            loop.remove_reader(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,144 @@
+"""The few images that we read or change: file locks, pending signals, interrupted system calls, open files.
+
+An image is two magic words, then entries of ``u32 size`` + protobuf.  Entries are changed as protobuf messages, so fields that this
+version of pycriu does not know survive.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mig.criu import layout
+
+_MAGIC_BYTES = 8
+
+FL_POSIX, FL_FLOCK, FL_OFD, FL_LEASE = 1, 2, 1024, 32
+NR_POLL, NR_NANOSLEEP, NR_FUTEX, NR_CLOCK_NANOSLEEP = 7, 35, 202, 230
+_EINTR = 2**64 - 4
+_NO_SYSCALL = 2**64 - 1
+
+
+class InterruptedCall(Protocol):
+    """What is needed of a call that a thread was in when it was frozen (see ``mig.deputy.mend``)."""
+
+    @property
+    def tid(self) -> int: ...
+    @property
+    def nr(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Lock:
+    """One lock of ``filelocks.img``; ``flag`` is FL_*, ``type`` F_RDLCK/F_WRLCK; ``length`` 0 means to the end of the file."""
+
+    flag: int
+    type: int
+    pid: int
+    fd: int
+    start: int = 0
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An open regular file: CRIU's id of the open description, path, open flags, position, size at the dump."""
+
+    id: int
+    name: str
+    flags: int
+    pos: int
+    size: int
+
+
+def _read(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
+    data = path.read_bytes()
+    entries, at = [], _MAGIC_BYTES
+    while at < len(data):
+        (n,) = struct.unpack_from("<I", data, at)
+        entry = cls()
+        entry.ParseFromString(data[at + 4 : at + 4 + n])
+        entries.append(entry)
+        at += 4 + n
+    return data[:_MAGIC_BYTES], entries
+
+
+def _write(path: Path, magic: bytes, entries: Iterable[Any]) -> None:
+    out = bytearray(magic)
+    for e in entries:
+        b = e.SerializeToString()
+        out += struct.pack("<I", len(b)) + b
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(out)
+    os.replace(fresh, path)
+
+
+def locks(img_dir: str | os.PathLike[str]) -> list[Lock]:
+    """The file locks that the tree held at the dump; empty when there were none."""
+    path = Path(img_dir) / "filelocks.img"
+    if not path.exists():
+        return []
+    _, entries = _read(path, layout.image("file_lock").file_lock_entry)
+    return [Lock(e.flag, e.type, e.pid, e.fd, e.start, e.len) for e in entries]
+
+
+def write_locks(img_dir: str | os.PathLike[str], held: Iterable[Lock]) -> None:
+    """Replace the file locks that a restore will take."""
+    entry = layout.image("file_lock").file_lock_entry
+    _write(
+        Path(img_dir) / "filelocks.img",
+        struct.pack("<II", layout.magic("IMG_COMMON"), layout.magic("FILE_LOCKS")),
+        [entry(flag=k.flag, type=k.type, pid=k.pid, fd=k.fd, start=k.start, len=k.length) for k in held],
+    )
+
+
+def pending_signals(img_dir: str | os.PathLike[str], pid: int) -> int:
+    """Signals pending at the dump for the process or its first thread, as a mask (bit ``sig - 1``): they travel in the image.
+
+    ``pid`` is the one of the images, that is, of the pid namespace in which the dump ran.
+    """
+    _, (core,) = _read(Path(img_dir) / f"core-{pid}.img", layout.image("core").core_entry)
+    mask = 0
+    for queue in (core.tc.signals_s, core.thread_core.signals_p):
+        for entry in queue.signals:
+            (sig,) = struct.unpack_from("<i", entry.siginfo)
+            mask |= 1 << (sig - 1)
+    return mask
+
+
+def mend_interrupted(img_dir: str | os.PathLike[str], calls: Iterable[InterruptedCall]) -> list[int]:
+    """Let system calls go on that CRIU turned into EINTR; returns the tids of the threads mended.
+
+    CRIU cannot carry the kernel's restart_block, so a thread in nanosleep, clock_nanosleep, poll or a futex wait with a timeout would
+    see EINTR without any signal.  Each such thread goes back to its ``syscall`` instruction: a sleep with what the kernel wrote as the
+    remaining time; poll, and a sleep that did not ask for the remainder, with the whole time again (where it stood is known to the
+    kernel alone).  ``calls``: what the threads were in while frozen *before* the dump, with the tids of the images.
+    """
+    cls, mended = layout.image("core").core_entry, []
+    for call in calls:
+        path = Path(img_dir) / f"core-{call.tid}.img"
+        if call.nr not in (NR_POLL, NR_NANOSLEEP, NR_FUTEX, NR_CLOCK_NANOSLEEP) or not path.exists():
+            continue
+        magic, (core,) = _read(path, cls)
+        regs = core.thread_info.gpregs
+        if regs.ax != _EINTR:
+            continue  # a call that CRIU restarts by itself
+        regs.ip -= 2
+        regs.ax, regs.orig_ax = call.nr, _NO_SYSCALL
+        if call.nr == NR_NANOSLEEP and regs.si:
+            regs.di = regs.si
+        elif call.nr == NR_CLOCK_NANOSLEEP and regs.r10:
+            regs.dx = regs.r10
+        _write(path, magic, [core])
+        mended.append(call.tid)
+    return mended
+
+
+def list_files(img_dir: str | os.PathLike[str]) -> list[ImageFile]:
+    """The regular files and directories that the images hold open."""
+    _, entries = _read(Path(img_dir) / "files.img", layout.image("fdinfo").file_entry)
+    return [ImageFile(e.id, e.reg.name, e.reg.flags, e.reg.pos, e.reg.size) for e in entries if e.HasField("reg")]

@@ -1,0 +1,65 @@
+"""The self-contained CRIU that ``make env`` puts under ``libexec/criu``, and its Python side (pycriu).
+
+The directory holds the program, its own dynamic loader and every library that it needs, so that the same files run on this machine,
+in a lab node and inside a cell whose root is another machine's: nothing is looked up outside the directory.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from typing import Any
+
+from mig import paths
+
+CELL_BASE = "/.cell/criu"
+"""Where a cell sees the directory."""
+CAP_SYS_RESOURCE = 24
+
+
+def base() -> str:
+    """The directory of CRIU outside of cells."""
+    return str(paths.libexec() / "criu")
+
+
+def command(directory: str | None = None, *, shim: bool = False) -> list[str]:
+    """How to start CRIU from ``directory`` (default :func:`base`); append its arguments.
+
+    ``shim`` preloads ``shim.so``, needed to dump another user's process without CAP_SYS_RESOURCE (see :func:`needs_shim`).
+    """
+    d = directory or base()
+    preload = ["--preload", f"{d}/shim.so"] if shim else []
+    return [f"{d}/ld.so", "--library-path", f"{d}/lib", *preload, f"{d}/criu"]
+
+
+def needs_shim() -> bool:
+    """True where this process lacks CAP_SYS_RESOURCE, without which prlimit(2) on another user's process is EPERM."""
+    with open("/proc/self/status") as f:
+        caps = next(int(line.split()[1], 16) for line in f if line.startswith("CapEff:"))
+    return not caps >> CAP_SYS_RESOURCE & 1
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    # pycriu is on no package index: it comes with CRIU itself, so it is reached through CRIU's own directory
+    where = os.path.join(base(), "python")
+    if where not in sys.path:
+        sys.path.insert(0, where)
+    return importlib.import_module(name)
+
+
+def rpc() -> Any:
+    """pycriu's ``rpc_pb2``: the messages of CRIU's RPC.  Raises ``ImportError`` where ``make env`` has not been run."""
+    return _module("pycriu.rpc_pb2")
+
+
+def image(name: str) -> Any:
+    """pycriu's protobuf module of one kind of image, for instance ``image("core")``."""
+    return _module(f"pycriu.images.{name}_pb2")
+
+
+def magic(name: str) -> int:
+    """The magic word of a kind of image, by CRIU's name for it."""
+    return int(_module("pycriu.images.magic").by_name[name])
