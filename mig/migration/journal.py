@@ -15,6 +15,8 @@ from typing import Any
 import msgpack
 
 from mig import paths
+from mig.kernel import pidfd
+from mig.model import ProcessId
 
 BEGIN, COMMIT, ARRIVED, ROLLED_BACK = "BEGIN", "COMMIT", "ARRIVED", "ROLLED-BACK"
 PREPARED, RUNNING, ABORTED = "PREPARED", "RUNNING", "ABORTED"
@@ -74,12 +76,18 @@ class Journal:
 def verdict(mid: str, directory: Path | None = None) -> str:
     """What this node, as a destination, says of the move ``mid``: ``running``, ``aborted``, or ``pending`` while a keeper decides.
 
-    A move that this node knows nothing of is ``aborted``: its keeper never came to life, or the node has been rebooted since.
+    A move that this node knows nothing of is ``aborted``: its keeper never came to life, or the node has been rebooted since.  So is one
+    whose keeper died before it wrote RUNNING.
     """
-    names = Journal(mid, "destination", directory).names()
-    if RUNNING in names:
+    records = {r.name: r.data for r in Journal(mid, "destination", directory).read()}
+    if RUNNING in records:
         return "running"
-    return "pending" if names and ABORTED not in names else "aborted"
+    if not records or ABORTED in records:
+        return "aborted"
+    keeper = records[PREPARED]
+    if "start" in keeper and not pidfd.still(ProcessId(int(keeper["keeper"]), int(keeper["start"]), str(keeper["boot"]))):
+        return "aborted"  # killed before GO was accepted: its cell was frozen and died with it
+    return "pending"
 
 
 def unfinished(directory: Path | None = None) -> list[str]:

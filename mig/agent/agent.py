@@ -1,0 +1,488 @@
+"""The home agent of one guest: coordinates its moves and stands between home and whichever cell it lives in.
+
+One process per guest that has left home at least once.  It owns the deputy's link, the proxied pipes and terminal at home, the file
+server, and the listener that keepers connect to.  It outlives omdiscd, which only gives orders (``watchers``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from mig import paths, wire
+from mig.agent.deputy_link import DeputyLink
+from mig.agent.externals import Externals
+from mig.agent.files import FileServer
+from mig.agent.home_source import PLAN, Changed, HomeSource
+from mig.agent.keeper_link import KeeperLink
+from mig.agent.switchboard import Switchboard
+from mig.agent.watchers import Reply, Watchers
+from mig.deputy import convert, link
+from mig.errors import BadInput, CannotMove, MigError, OutcomeUnknown
+from mig.inspect.facts import gather
+from mig.kernel import pidfd, procfs
+from mig.kernel.cgroup import Cgroup
+from mig.migration.journal import ARRIVED, ROLLED_BACK
+from mig.migration.machine import Outcome
+from mig.migration.peer import Destination
+from mig.migration.runner import Result, Runner, as_error
+from mig.model import GuestState, NodeInfo, ProcessFacts
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+"""A process that changes what it shares between the first look and the freeze is looked at again; more often would be a livelock."""
+DOUBT_PATIENCE = 15.0
+"""Seconds in doubt before the caller is told so; a restarted omdiscd or a short cut resolves itself in less."""
+OUTPUT_PATIENCE = 30.0
+"""Seconds that output of an ended guest may take to reach a reader at home that does not read."""
+GROUP_SIGNALS = {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH}
+
+
+class Agent:
+    """Coordinates one guest.  ``run`` returns when there is nothing left to look after."""
+
+    def __init__(self, pid: int, node: NodeInfo) -> None:
+        self.pid, self.node = pid, node
+        self.who = pidfd.identity(pid)
+        self.key = wire.load_key() or bytes(32)
+        self.token = os.urandom(32)
+        self.facts: ProcessFacts = gather(pid)
+        self.board = Switchboard(self.key, self.token, self._keeper_connected)
+        self.files: FileServer | None = None
+        self.externals = Externals(self.pid, self._guest_closed, self._foreground)
+        self.epoch = 0
+        self.links: dict[int, KeeperLink] = {}
+        self.deputy: DeputyLink | None = None
+        self.frozen_original: Cgroup | None = None  # only where the conversion to a deputy failed
+        self.drop_signals = 0
+        self.ended = asyncio.Event()
+        self._hop: asyncio.Future[dict[str, Any]] | None = None
+        self._moving = asyncio.Lock()
+        self._runner: Runner | None = None
+        self._dest = ""
+        self._host_boot = ""
+        self._tell: Callable[[MigError], Awaitable[None]] | None = None
+        self._progress: Callable[[str], None] | None = None
+        self._over = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.row = GuestState(
+            role="agent", pid=pid, home=node.name, where=node.name, state="running", uid=self.facts.uid, comm=self.facts.comm,
+            start=self.who.start, since=time.time(), helper=os.getpid(), rss=self.facts.rss, cpu_s=self.facts.cpu_s,
+        )  # fmt: skip
+        self.watchers = Watchers(paths.AGENTS / f"{pid}.sock", lambda: self.row, self._order)
+
+    async def run(self) -> None:
+        """Serve until the guest has ended, or the process turned out to stay at home."""
+        await self.board.start(self.node.addr)
+        self.watchers.start()
+        self._spawn(self._watch_deputy())
+        await self.ended.wait()
+        for t in list(self._tasks):
+            t.cancel()
+        self.externals.close()
+        self.board.close()
+        for k in self.links.values():
+            k.close()
+        if self.deputy is not None:
+            self.deputy.close()
+        if self.files is not None:
+            await self.files.stop()
+        self.watchers.close()
+
+    def _spawn(self, c: Any) -> None:
+        t: asyncio.Task[None] = asyncio.ensure_future(c)
+        self._tasks.add(t)
+        t.add_done_callback(self._task_done)
+
+    def _task_done(self, t: asyncio.Task[None]) -> None:
+        self._tasks.discard(t)
+        if not t.cancelled() and t.exception() is not None:
+            log.error("a task of the agent failed", exc_info=t.exception())
+
+    # -- orders from omdiscd ---------------------------------------------------------------------------------------------------
+
+    async def _order(self, m: dict[str, Any], reply: Reply) -> None:
+        match m.get("op"):
+            case "move":
+                await self._move_order(m, reply)
+            case "cancel":
+                if self._runner is not None:
+                    self._runner.cancel("the move was cancelled")
+            case "lock":
+                self.row.locked = bool(m.get("on"))
+                await self.watchers.changed()
+                await reply({"op": "locked", "id": m.get("id"), "ok": True})
+            case "node":
+                self._node_news(str(m.get("name")), str(m.get("state")), str(m.get("boot", "")))
+            case other:
+                await reply({"op": "failed", "id": m.get("id"), "error": BadInput(f"unknown order {other!r}").to_wire()})
+
+    def _node_news(self, name: str, state: str, boot: str) -> None:
+        """The daemon's view of a node changed: a move to a dead node is given up at once instead of after a time-out."""
+        if state == "dead" and name == self._dest and self._runner is not None:
+            self._runner.cancel(f"{name} does not answer any more")
+        if self.epoch and name == self.row.where and boot and self._host_boot and boot != self._host_boot:
+            self._spawn(self._lost(f"{name} was restarted"))
+
+    async def _move_order(self, m: dict[str, Any], reply: Reply) -> None:
+        ident = m.get("id")
+        to = NodeInfo.from_map(m["to"])
+        started = time.monotonic()
+        here = self.row.where
+
+        def progress(step: str) -> None:
+            self._spawn(reply({"op": "progress", "id": ident, "step": step, "text": f"{self.facts.comm} ({self.pid}) {here} -> {to.name}: {step}"}))
+
+        async def answer(error: MigError | None, result: dict[str, Any]) -> None:
+            self._tell = None  # a caller gets one answer; what comes after "unknown" is an event
+            outcome = {"ok": True, "result": result} if error is None else {"ok": False, "error": error.to_wire()}
+            await reply({"op": "moved", "id": ident} | outcome)
+
+        if self._moving.locked():
+            await answer(CannotMove(f"{self.facts.comm} ({self.pid}) is just being moved", hint="wait for the move under way to end"), {})
+            return
+        error: MigError | None = None
+        result: dict[str, Any] = {}
+        async with self._moving:
+            self._set(state="moving")
+            self._dest = to.name
+            self._tell = lambda e: answer(e, {})
+            try:
+                result = await self._move(to, str(m.get("mode", "remote")), float(m.get("timeout") or 0), progress, m)
+            except MigError as e:
+                error = e
+            self._dest = ""
+            if self.row.state in ("moving", "in-doubt"):
+                self._set(state="running")
+        result |= {"pid": self.pid, "from": here, "to": to.name, "total_ms": round((time.monotonic() - started) * 1e3, 1)}
+        await self._say_moved(result, error, str(m.get("reason", "")))
+        if self._tell is not None:
+            await answer(error, result)
+        if self.epoch == 0:
+            self._finish()  # it stays an ordinary process of this machine: nothing to look after
+
+    async def _say_moved(self, result: dict[str, Any], error: MigError | None, reason: str) -> None:
+        self._set()
+        await self.watchers.changed()
+        outcome = "arrived" if error is None else error.code
+        failure = {} if error is None else {"error": error.message, "reasons": error.reasons}
+        await self.watchers.event(
+            t=time.time(), kind="move", comm=self.facts.comm, home=self.node.name, outcome=outcome, reason=reason, **failure, **result
+        )
+
+    async def _move(self, to: NodeInfo, mode: str, timeout: float, progress: Any, order: dict[str, Any]) -> dict[str, Any]:
+        if self.epoch:
+            return await self._move_on(to, mode, timeout, progress)
+        if mode == "home":
+            raise BadInput(f"{self.facts.comm} ({self.pid}) is at home already; nothing was done")
+        held = Cgroup(order["cgroup"]) if order.get("frozen") else None
+        return await self._leave_home(to, timeout, progress, held)
+
+    def _set(self, **changes: Any) -> None:
+        for k, v in changes.items():
+            setattr(self.row, k, v)
+
+    # -- the first move --------------------------------------------------------------------------------------------------------
+
+    async def _leave_home(self, to: NodeInfo, timeout: float, progress: Any, held: Cgroup | None) -> dict[str, Any]:
+        what = f"{self.facts.comm} ({self.pid}) could not be moved to {to.name}"
+        for attempt in range(TRIES):
+            mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
+            source = HomeSource(self, Destination(to, self.key), mid, held=held)
+            result = await self._run(Runner(source, list(PLAN), progress=progress, doubt=self._in_doubt), timeout)
+            if result.outcome is Outcome.ARRIVED:
+                break
+            source.journal.write(ROLLED_BACK)
+            source.journal.forget()
+            await source.close()
+            if not isinstance(result.cause, Changed) or attempt == TRIES - 1:
+                raise as_error(result, what, self.node.name)
+        await self._left_home(source, to)
+        source.journal.write(ARRIVED)
+        source.journal.forget()
+        pause = result.ended_at - result.frozen_at
+        log.info("moved to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
+        return {"pause_ms": round(pause * 1e3, 1), "bytes": source.bytes, "rounds": 0, "mode": source.carrier.mode}
+
+    async def _run(self, runner: Runner, timeout: float) -> Result:
+        """Run a move to its end, however long it stays in doubt; ``timeout`` seconds (0: none) bound what comes before the commit."""
+        self._runner = runner
+        limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
+        try:
+            return await runner.run()
+        finally:
+            if limit is not None:
+                limit.cancel()
+            self._runner = None
+
+    def _in_doubt(self, error: str) -> None:
+        """The commit was given and its answer is missing: the caller is told after a while, the asking goes on."""
+        log.warning("in doubt: %s", error)
+        self._set(state="in-doubt")
+        self._spawn(self._doubt(self._dest))
+
+    async def _doubt(self, dest: str) -> None:
+        await self.watchers.changed()
+        await asyncio.sleep(DOUBT_PATIENCE)
+        if self.row.state != "in-doubt" or self._tell is None:
+            return
+        await self._tell(
+            OutcomeUnknown(
+                f"{self.facts.comm} ({self.pid}): the move to {dest} was committed and {dest} has not answered; the process stands frozen on "
+                f"{self.row.where} until that node says what became of its copy",
+                hint=f"bring {dest} or its network back: it then resolves itself; mosps shows its state",
+            )
+        )
+
+    async def _left_home(self, source: HomeSource, to: NodeInfo) -> None:
+        """After the commit: the cell's channels go live, and the original becomes the deputy."""
+        self.epoch = 1
+        self._host_boot = to.boot
+        self._set(state="settling", where=to.name, nmigs=1, since=time.time())
+        self.externals.attach(1, self.board)
+        await self.watchers.changed()
+        try:
+            for p in procfs.tree(self.pid)[1:]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(p, signal.SIGKILL)
+            deputy = await convert.convert_in_helper(self.pid, str(source.group.path), self.drop_signals)
+            self.deputy = DeputyLink(deputy, self._deputy_signal, self._deputy_died)
+            source.leave_group()
+        except (MigError, OSError) as e:
+            if procfs.state(self.pid) in (None, "Z"):
+                self._deputy_died()
+            else:
+                log.error("no deputy could be made of %d, the frozen original stays in its place: %s", self.pid, e)
+                self.frozen_original = source.group
+        self._set(state="running")
+        await source.close()
+
+    # -- what a source needs of us ---------------------------------------------------------------------------------------------
+
+    async def open_externals(self, facts: ProcessFacts) -> None:
+        """Take copies of everything that will be proxied, and start the file server if there is none."""
+        self.externals.open(facts)
+        if self.files is None:
+            groups = {facts.uid: list(procfs.status(self.pid).groups)}
+            self.files = await FileServer.start(self.node.addr, self.token, groups)
+
+    async def prepare_request(self, mid: str, epoch: int, mode: str) -> dict[str, Any]:
+        """The part of a prepare message that is ours: how the new cell reaches home."""
+        assert self.files is not None
+        return {
+            "op": "prepare", "v": wire.VERSION, "mid": mid, "epoch": epoch, "mode": mode,
+            "home": dataclasses.asdict(self.node), "agent": [self.board.addr, self.board.port],
+            "files": [self.files.addr, self.files.port], "token": self.token,
+            "agent_pid": os.getpid(), "agent_fds": self.externals.numbers(), "comm": self.facts.comm,
+        }  # fmt: skip
+
+    async def expire_names(self) -> None:
+        """Names that the destination may have cached are looked up again from now on."""
+        assert self.files is not None
+        await self.files.ask("expire")
+
+    async def adopt_locks(self, facts: ProcessFacts) -> None:
+        """flocks that the frozen original holds are lent to the file server, so that the guest's own request finds them granted."""
+        assert self.files is not None
+        await self.files.lend(facts)
+
+    async def return_locks(self) -> None:
+        """The move was given up: what was lent comes back."""
+        if self.files is not None:
+            await self.files.take_back()
+
+    def drop_epoch(self) -> None:
+        """The cell that was prepared will not run."""
+        self.board.drop(self.epoch + 1)
+
+    # -- moving on -------------------------------------------------------------------------------------------------------------
+
+    async def _move_on(self, to: NodeInfo, mode: str, timeout: float, progress: Any) -> dict[str, Any]:
+        """The keeper on the present host is the source; we hold input, and our channels follow the guest."""
+        k = self.links.get(self.epoch)
+        if k is None:
+            raise MigError(f"{self.row.where}, where {self.facts.comm} ({self.pid}) runs, has no connection to us")
+        epoch = self.epoch + 1
+        mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
+        self._hop = asyncio.get_running_loop().create_future()
+        self._progress = progress
+        try:
+            request = await self.prepare_request(mid, epoch, mode)
+            await k.send("move", request=request, to=dataclasses.asdict(to), timeout=timeout)
+            answer = await self._hop
+        except OSError as e:
+            raise MigError(f"the connection to {self.row.where} broke: {e}") from e
+        finally:
+            self._hop = None
+        if not answer["ok"]:
+            self.board.drop(epoch)
+            raise MigError.from_wire(answer["error"])
+        await self._arrive(epoch)
+        self._host_boot = to.boot
+        self._set(where=to.name, nmigs=self.row.nmigs + 1, since=time.time())
+        return dict(answer["result"])
+
+    async def _arrive(self, epoch: int) -> None:
+        if epoch > self.epoch:
+            self.epoch = epoch
+            self.externals.attach(epoch, self.board)
+
+    # -- keepers ---------------------------------------------------------------------------------------------------------------
+
+    def _keeper_connected(self, k: KeeperLink) -> None:
+        self.links[k.epoch] = k
+        self._spawn(self._read_keeper(k))
+
+    async def _read_keeper(self, k: KeeperLink) -> None:
+        try:
+            while True:
+                await self._keeper_says(k, await k.receive())
+        except (EOFError, OSError):
+            pass
+        k.close()
+        if self.links.get(k.epoch) is k:
+            del self.links[k.epoch]
+        await self._keeper_gone(k)
+
+    async def _keeper_says(self, k: KeeperLink, m: dict[str, Any]) -> None:
+        match m.get("op"):
+            case "running":
+                await self._arrive(k.epoch)
+            case "hold":
+                rest = await self.externals.hold()
+                await k.send("held", **rest)
+            case "unhold":
+                self.externals.resume()
+            case "progress":
+                if self._progress is not None:
+                    self._progress(str(m.get("step")))
+            case "doubt":
+                self._in_doubt(str(m.get("error", "")))
+            case "moved":
+                if self._hop is not None and not self._hop.done():
+                    self._hop.set_result(m)
+            case "locks":
+                assert self.files is not None
+                await k.send("locks", **await self.files.ask("locks"))
+            case "yield_locks":
+                assert self.files is not None
+                await k.send("yielded", **await self.files.ask("yield", on=bool(m.get("on"))))
+            case "expire":
+                await self.expire_names()
+                await k.send("expired")
+            case "stats":
+                self._set(cpu_s=float(m.get("cpu_s", 0)), rss=int(m.get("rss", 0)))
+            case "stopped" if k.epoch == self.epoch:
+                self._set(state="stopped")
+                if self.deputy is not None:
+                    self.deputy.stop(int(m["sig"]))
+            case "continued" if k.epoch == self.epoch:
+                self._set(state="running")
+            case "exit":
+                await self._guest_ended(int(m["status"]))
+
+    async def _keeper_gone(self, k: KeeperLink) -> None:
+        if self._over or k.epoch != self.epoch:
+            return
+        for _ in range(100):  # the next cell's word may still be on its way
+            await asyncio.sleep(0.05)
+            if self._over or k.epoch != self.epoch:
+                return
+        await self._lost(f"its keeper on {self.row.where} ended without a word")
+
+    # -- the end ---------------------------------------------------------------------------------------------------------------
+
+    async def _guest_ended(self, status: int) -> None:
+        """The guest ended: its output first, then the deputy ends in the same way."""
+        self._over = True
+        try:
+            await asyncio.wait_for(self.externals.finished(), OUTPUT_PATIENCE)
+        except TimeoutError:
+            log.warning("a reader at home does not take the guest's last output")
+        if self.files is not None:
+            positions = (await self.files.ask("positions")).get("positions", [])
+            self.externals.set_positions(self.facts.shared_files, positions)
+        self.externals.close()
+        await self.watchers.event(
+            t=time.time(), kind="end", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="ended", status=status, reason=""
+        )
+        await self._end_deputy(status)
+        self._finish()
+
+    async def _lost(self, why: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        log.error("the guest is lost: %s", why)
+        await self.watchers.event(
+            t=time.time(), kind="lost", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="lost", reason=f"the guest is lost: {why}",
+            **{"from": self.row.where},
+        )  # fmt: skip
+        await self._end_deputy(signal.SIGKILL)
+        self._finish()
+
+    async def _end_deputy(self, status: int) -> None:
+        while self.row.state == "settling":  # a guest that ended before its deputy was made
+            await asyncio.sleep(0.005)
+        if self.deputy is not None:
+            self.deputy.end(status)
+            try:
+                await asyncio.wait_for(self.deputy.gone.wait(), 10)
+            except TimeoutError:
+                log.warning("the deputy is not ended by status %#x; it is killed", status)
+                os.kill(self.pid, signal.SIGKILL)
+        elif self.frozen_original is not None:
+            self.frozen_original.kill()
+            self.frozen_original.remove()
+
+    def _finish(self) -> None:
+        self._over = True
+        asyncio.get_running_loop().call_later(0.05, self.ended.set)  # last messages go out
+
+    # -- home's side of the guest ----------------------------------------------------------------------------------------------
+
+    def _tell_keeper(self, op: str, **m: Any) -> None:
+        k = self.links.get(self.epoch)
+        if k is None:
+            return
+
+        async def send() -> None:
+            with contextlib.suppress(OSError):  # the reader of this link reports its end
+                await k.send(op, **m)
+
+        self._spawn(send())
+
+    def _deputy_signal(self, s: link.Signal) -> None:
+        from_terminal = s.code == link.SI_KERNEL and s.sig in GROUP_SIGNALS
+        self._tell_keeper("signal", sig=s.sig, group=from_terminal or s.sig == signal.SIGCONT)
+
+    def _deputy_died(self) -> None:
+        """Somebody killed the deputy with SIGKILL: that was meant for the guest."""
+        if not self._over:
+            self._over = True
+            self._tell_keeper("kill")
+            asyncio.get_running_loop().call_later(0.5, self.ended.set)
+
+    def _guest_closed(self, pids_fds: list[list[int]]) -> None:
+        if self.deputy is not None:
+            for p, fd in pids_fds:
+                if p == self.pid:
+                    self.deputy.close_descriptor(fd)
+
+    def _foreground(self, on: bool) -> None:
+        self._tell_keeper("foreground", on=on)
+
+    async def _watch_deputy(self) -> None:
+        """SIGSTOP cannot be caught: a deputy that stands stopped without our doing means that the guest shall stand still as well."""
+        while True:
+            await asyncio.sleep(0.25)
+            if self.deputy is not None and self.row.state == "running" and procfs.state(self.pid) == "T":
+                self._tell_keeper("signal", sig=int(signal.SIGSTOP), group=False)

@@ -1,0 +1,62 @@
+"""What becomes of a process whose agent died in the middle of its first move.
+
+The journal decides.  No COMMIT: nobody else can ever run it, so it is thawed and goes on at home.  COMMIT: the destination is asked until
+it knows; only its word ``aborted`` allows a thaw.  ``running`` means that the guest ran there and was ended with its agent (a guest
+without a home agent has no terminal, files or exit status), so the frozen original is ended too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+
+from mig import wire
+from mig.kernel import cgroup, pidfd
+from mig.kernel.cgroup import Cgroup
+from mig.migration.journal import ARRIVED, BEGIN, COMMIT, ROLLED_BACK, Journal
+from mig.migration.peer import Destination
+from mig.model import NodeInfo, ProcessId
+
+log = logging.getLogger(__name__)
+
+
+async def recover(mid: str) -> str:
+    """Resolve the unfinished move ``mid``; returns ``thawed``, ``ended`` or ``gone``."""
+    journal = Journal(mid, "source")
+    records = {r.name: r.data for r in journal.read()}
+    begin = records.get(BEGIN)
+    if begin is None or ARRIVED in records or ROLLED_BACK in records:
+        return "gone"
+    who = ProcessId(int(begin["pid"]), int(begin["start"]), pidfd.boot_id())
+    group = Cgroup(begin["cgroup"])
+    state = "aborted"
+    if COMMIT in records:
+        dest = Destination(NodeInfo.from_map(begin["to"]), wire.load_key() or bytes(32))
+        while (state := await _ask(dest, mid)) not in ("running", "aborted"):
+            await asyncio.sleep(1)
+    outcome = "gone"
+    if pidfd.still(who):
+        if state == "running":
+            log.warning("%d ran elsewhere and ended with its agent; the frozen original is ended", who.pid)
+            os.kill(who.pid, signal.SIGKILL)
+            outcome = "ended"
+        else:
+            log.info("%d was not committed: it goes on at home", who.pid)
+            outcome = "thawed"
+    if group.exists():
+        group.thaw()
+        for p in group.procs():
+            Cgroup(cgroup.root()).add(p)
+        group.remove()
+    journal.write(ROLLED_BACK)
+    journal.forget()
+    return outcome
+
+
+async def _ask(dest: Destination, mid: str) -> str:
+    try:
+        return await dest.ask(mid)
+    except (OSError, EOFError, TimeoutError):
+        return ""

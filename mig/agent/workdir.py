@@ -1,0 +1,29 @@
+"""Where the images of one move are put: a directory in memory with room for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from mig import paths
+from mig.errors import MoveFailed
+
+CANDIDATES = (paths.WORK, Path("/dev/shm/mig"), Path("/var/tmp/mig"))
+"""In this order: /run and /dev/shm are memory; /var/tmp is slower and roomy."""
+MARGIN = 64 << 20
+"""Bytes beside the memory itself: everything that CRIU writes but pages, ghost files included."""
+
+
+def make(mid: str, side: str, need: int) -> Path:
+    """A new directory for ``need`` bytes of images; raises :class:`MoveFailed` when no place has the room."""
+    for base in CANDIDATES:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        v = os.statvfs(base)
+        if v.f_bavail * v.f_frsize >= need + MARGIN:
+            d = base / f"{mid}.{side}"
+            shutil.rmtree(d, ignore_errors=True)
+            (d / "img").mkdir(parents=True)
+            return d
+    places = ", ".join(str(c) for c in CANDIDATES)
+    raise MoveFailed(f"no room for {need >> 20} MiB of images in any of {places}", hint="free some memory, or enlarge /run (mount -o remount,size=...)")

@@ -1,0 +1,354 @@
+"""``python -m mig.cell.keeper --conn N --request M``: the keeper of one cell, started by the destination's omdiscd for one move.
+
+It prepares the cell while the process still runs at its source, restores it up to the barrier, and after GO lets it run and stands
+between it and its home agent.  When the guest moves on, the keeper is the source of that move (:mod:`mig.cell.host_source`).
+
+Destination's side of the promise "at most one copy runs": the copy stands in a frozen cgroup until GO; everything else (an end of the
+connection, an error, any other word) kills it and leaves a tombstone, so that it can never start late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from mig import paths, wire
+from mig.agent import workdir
+from mig.agent.watchers import Reply, Watchers
+from mig.cell import house
+from mig.cell.cell import Exited, Stopped
+from mig.cell.guest import Guest
+from mig.cell.host_source import HostSource
+from mig.cell.proxies import Proxies
+from mig.errors import BadInput, CannotMove, MigError
+from mig.kernel import libc, pidfd
+from mig.migration import faults
+from mig.migration.faults import Fault, reach
+from mig.migration.journal import ABORTED, PREPARED, RUNNING, Journal
+from mig.migration.machine import Outcome
+from mig.migration.peer import SILENCE, Destination, receive_images
+from mig.migration.runner import Runner, as_error
+from mig.model import GuestState, NodeInfo, ProcessFacts
+
+log = logging.getLogger(__name__)
+
+
+class Aborted(Exception):
+    """The move ended before GO; the reason is the message."""
+
+
+class Keeper:
+    """Owner of one cell."""
+
+    def __init__(self, conn: socket.socket, request: dict[str, Any], node: NodeInfo) -> None:
+        self.conn, self.request, self.node = conn, request, node
+        self.mid, self.epoch, self.mode = str(request["mid"]), int(request["epoch"]), str(request["mode"])
+        self.home = NodeInfo.from_map(request["home"])
+        self.facts = ProcessFacts.from_map(request["facts"])
+        self.key = wire.load_key() or bytes(32)
+        self.journal = Journal(self.mid, "destination")
+        self.work: Path | None = None
+        self.agent: socket.socket | None = None
+        self.house: house.House | None = None
+        self.proxies = Proxies(self.facts.externals, self.mode, self._agent_send)
+        self.guest: Guest | None = None
+        self.over = asyncio.Event()
+        self._agent_lock = asyncio.Lock()
+        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._moving: Runner | None = None
+        self.row = GuestState(
+            role="keeper", pid=self.facts.pid, home=self.home.name, where=node.name, state="moving", uid=self.facts.uid,
+            comm=self.facts.comm, start=self.facts.start, since=time.time(), helper=os.getpid(), rss=self.facts.rss, cpu_s=self.facts.cpu_s,
+        )  # fmt: skip
+        self.watchers = Watchers(paths.KEEPERS / f"{self.home.id}-{self.facts.pid}-{self.epoch}.sock", lambda: self.row, self._order)
+
+    # -- preparing: before the loop that serves, because the cell is forked ----------------------------------------------------
+
+    def prepare(self) -> None:
+        """Everything that can be done while the process still runs at its source; raises :class:`MigError`."""
+        me = pidfd.identity(os.getpid())
+        self.journal.write(PREPARED, keeper=me.pid, start=me.start, boot=me.boot)
+        libc.unshare(libc.CLONE_NEWNS)
+        libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
+        self.work = workdir.make(self.mid, "destination", self.facts.rss)
+        file_socks = asyncio.run(self._connect_home())
+        self.house = house.build(self.mid, self.mode, self.facts, self.work, file_socks, self.proxies)
+
+    async def _connect_home(self) -> list[socket.socket]:
+        """Connect to the agent (one link, one connection per proxied external) and to its file server."""
+        await reach(Fault.BEFORE_PREPARE)
+        addr, port = str(self.request["agent"][0]), int(self.request["agent"][1])
+        try:
+            self.agent = await wire.connect(addr, port, self.key)
+            await wire.asend(self.agent, token=self.request["token"], kind="keeper", epoch=self.epoch)
+            for e in self.facts.externals:
+                if self.proxies.wants_connection(e):
+                    s = await wire.connect(addr, port, self.key)
+                    await wire.asend(s, token=self.request["token"], kind="channel", epoch=self.epoch, id=e.id)
+                    self.proxies.connected(e, s)
+            self.proxies.take_real_ends(int(self.request["agent_pid"]), {int(k): int(v) for k, v in self.request["agent_fds"].items()})
+            if self.mode == "home":
+                return []
+            return await house.connect_files(str(self.request["files"][0]), int(self.request["files"][1]), self.request["token"])
+        except (OSError, EOFError, TimeoutError) as e:
+            raise MigError(f"{self.node.name} cannot reach the home agent at {addr}: {e}", hint="is the network between the nodes cut one way?") from e
+
+    # -- the move --------------------------------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Say prepared, follow the source up to GO or abort; then look after the guest until it ends or has moved on."""
+        assert self.house is not None
+        self.conn.setblocking(False)
+        wire.tune(self.conn, SILENCE)
+        try:
+            await self._to_the_barrier()
+        except (Aborted, OSError, EOFError, MigError) as e:
+            await self._abort(e)
+            return
+        await self._run_guest()
+
+    async def _to_the_barrier(self) -> None:
+        assert self.house is not None and self.work is not None
+        cell = self.house.cell
+        t0 = time.monotonic()
+        await wire.asend(self.conn, op="prepared", took_ms=round(self.house.took_ms, 1))
+        head = await wire.arecv(self.conn)
+        if head.get("op") != "images":
+            raise Aborted(f"the source said {head.get('op')!r}")
+        t0 = time.monotonic()
+        await receive_images(self.conn, head, str(self.work / "img"))
+        t1 = time.monotonic()
+        await reach(Fault.BEFORE_RESTORE)
+        self.proxies.give_back({int(k): bytes(v) for k, v in head.get("rest", {}).items()})
+        await cell.restore()
+        cell.cgroup.freeze()  # the barrier: guest, foster parent and CRIU stand still together, whatever dies now
+        await reach(Fault.AT_BARRIER)
+        await wire.asend(self.conn, op="ready", images_ms=round((t1 - t0) * 1e3, 1), restore_ms=round((time.monotonic() - t1) * 1e3, 1))
+        word = await wire.arecv(self.conn)
+        if word.get("op") != "go":
+            raise Aborted(f"the source said {word.get('op')!r}")
+        await reach(Fault.BEFORE_RUNNING)
+        self.journal.write(RUNNING)  # accepted: from here on only its own end stops the guest
+        cell.cgroup.thaw()
+        self.guest = await Guest.released(self.house, self.facts)
+        await reach(Fault.AFTER_GO)
+        with contextlib.suppress(OSError, EOFError):  # a lost answer is asked for again, at omdiscd
+            await wire.asend(self.conn, op="running", host_pid=self.guest.pid)
+
+    async def _abort(self, why: BaseException) -> None:
+        """Kill the copy, then leave the tombstone: in this order, so that ``aborted`` is only ever said of a copy that is gone."""
+        log.info("aborted: %s", why)
+        if self.house is not None:
+            self.house.cell.kill()
+        self.journal.write(ABORTED)
+        error = why if isinstance(why, MigError) else None
+        with contextlib.suppress(OSError):
+            if error is not None:
+                await wire.asend(self.conn, op="failed", error=error.to_wire())
+            await wire.asend(self.conn, op="aborted")
+        self.close()
+
+    # -- the guest's life ------------------------------------------------------------------------------------------------------
+
+    async def _run_guest(self) -> None:
+        assert self.guest is not None and self.house is not None
+        self.row.state, self.row.host_pid, self.row.since = "running", self.guest.pid, time.time()
+        self.proxies.start(self.guest)
+        self._spawn(self._read_agent())
+        await self._agent_send("running", host_pid=self.guest.pid)
+        await self.guest.settle()
+        self.watchers.start()
+        self._spawn(self._guest_events())
+        self._spawn(self._report())
+        await self.over.wait()
+        self.house.cell.kill()
+        self.close()
+
+    def _spawn(self, c: Any) -> None:
+        t: asyncio.Task[None] = asyncio.ensure_future(c)
+        self._tasks.add(t)
+        t.add_done_callback(self._task_done)
+
+    def _task_done(self, t: asyncio.Task[None]) -> None:
+        self._tasks.discard(t)
+        if not t.cancelled() and t.exception() is not None:
+            log.error("a task of the keeper failed", exc_info=t.exception())
+
+    async def _guest_events(self) -> None:
+        assert self.house is not None
+        async for e in self.house.cell.events():
+            match e:
+                case Exited(status=status):
+                    await self.proxies.finish()
+                    await self._agent_send("exit", status=status, utime=e.utime, stime=e.stime)
+                    self.over.set()
+                    return
+                case Stopped(sig=sig):
+                    self.row.state = "stopped"
+                    await self._agent_send("stopped", sig=sig)
+                case _:
+                    self.row.state = "running"
+                    await self._agent_send("continued")
+        self.over.set()
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            assert self.guest is not None
+            self.row.cpu_s, self.row.rss = self.guest.usage()
+            await self._agent_send("stats", cpu_s=self.row.cpu_s, rss=self.row.rss)
+
+    # -- the home agent --------------------------------------------------------------------------------------------------------
+
+    async def _agent_send(self, op: str, **m: Any) -> None:
+        assert self.agent is not None
+        try:
+            async with self._agent_lock:
+                await wire.asend(self.agent, op=op, **m)
+        except OSError as e:
+            log.warning("the home agent does not hear %s: %s", op, e)
+
+    async def ask_agent(self, op: str, answer: str, **m: Any) -> dict[str, Any]:
+        """Send a question, wait for the message named ``answer``."""
+        f: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[answer] = f
+        await self._agent_send(op, **m)
+        try:
+            return await asyncio.wait_for(f, 10)
+        finally:
+            self._answers.pop(answer, None)
+
+    async def _read_agent(self) -> None:
+        assert self.agent is not None and self.guest is not None and self.house is not None
+        try:
+            while True:
+                m = await wire.arecv(self.agent)
+                match m.get("op"):
+                    case "signal":
+                        self.guest.signal(int(m["sig"]), group=bool(m["group"]))
+                    case "kill":
+                        self.house.cell.kill()
+                        self.over.set()
+                    case "foreground":
+                        await self.house.cell.set_foreground(bool(m["on"]))
+                    case "move":
+                        self._spawn(self._move(m))
+                    case op if (f := self._answers.get(str(op))) is not None and not f.done():
+                        f.set_result(m)
+        except (EOFError, OSError) as e:
+            if self.over.is_set():
+                return
+            # without its home agent the guest has no files, terminal or exit status any more
+            log.error("the home agent is gone (%s): the guest is ended", e or type(e).__name__)
+            await self.watchers.event(
+                t=time.time(), kind="lost", pid=self.facts.pid, comm=self.facts.comm, home=self.home.name, outcome="lost",
+                reason=f"the home agent on {self.home.name} is gone; its guest was ended",
+            )  # fmt: skip
+            self.over.set()
+
+    async def _order(self, m: dict[str, Any], reply: Reply) -> None:
+        """Orders of this node's omdiscd go through the home agent, which coordinates all moves of its guest."""
+        await reply({"op": "failed", "id": m.get("id"), "error": BadInput("orders go to the home agent").to_wire()})
+
+    # -- moving on -------------------------------------------------------------------------------------------------------------
+
+    async def _move(self, m: dict[str, Any]) -> None:
+        """The agent wants the guest elsewhere: be the source of that move."""
+        to = NodeInfo.from_map(m["to"])
+        what = f"{self.facts.comm} ({self.facts.pid}) could not be moved to {to.name}"
+        if self._moving is not None:
+            await self._agent_send("moved", ok=False, error=CannotMove(f"{what}: it is just being moved").to_wire())
+            return
+        self.row.state = "moving"
+        source = HostSource(self, Destination(to, self.key), m["request"])
+        runner = self._moving = Runner(source, source.plan, progress=self._progress, doubt=self._doubt)
+        timeout = float(m.get("timeout") or 0)
+        limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
+        try:
+            result = await runner.run()
+        finally:
+            self._moving = None
+            if limit is not None:
+                limit.cancel()
+        await source.close(result.outcome)
+        if result.outcome is not Outcome.ARRIVED:
+            self.row.state = "running"
+            await self._agent_send("moved", ok=False, error=as_error(result, what, self.node.name).to_wire())
+            return
+        pause = round((result.ended_at - result.frozen_at) * 1e3, 1)
+        log.info("moved on to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
+        await self._agent_send("moved", ok=True, result={"pause_ms": pause, "bytes": source.bytes, "rounds": 0, "mode": source.carrier.mode})
+        self.over.set()
+
+    def _progress(self, step: str) -> None:
+        self._spawn(self._agent_send("progress", step=step))
+
+    def _doubt(self, error: str) -> None:
+        self.row.state = "in-doubt"
+        self._spawn(self._agent_send("doubt", error=error))
+
+    def close(self) -> None:
+        """Leave nothing behind but the journal."""
+        for t in list(self._tasks):
+            if t is not asyncio.current_task():
+                t.cancel()
+        self.proxies.close()
+        if self.house is not None:
+            self.house.close()
+        self.watchers.close()
+        if self.agent is not None:
+            self.agent.close()
+        self.conn.close()
+        if self.work is not None:
+            shutil.rmtree(self.work, ignore_errors=True)
+
+
+def main() -> int:
+    """Run one keeper from the request to the end of its guest's stay."""
+    p = argparse.ArgumentParser(prog="mig-keeper", description="keeper of one guest's cell (started by omdiscd)")
+    p.add_argument("--conn", type=int, required=True, help="descriptor of the source's connection")
+    p.add_argument("--request", type=int, required=True, help="descriptor with the prepare message")
+    a = p.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    faults.enabled = os.environ.get("MIG_FAULTS") == "1"
+    paths.make_run_dirs()
+    with os.fdopen(a.request, "rb") as f:
+        f.seek(0)
+        request = msgpack.unpackb(f.read(), raw=False, strict_map_key=False)
+    conn = socket.socket(fileno=a.conn)
+    os.set_inheritable(a.conn, False)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    keeper = Keeper(conn, request, NodeInfo.from_map(json.loads(os.environ["MIG_NODE"])))
+    try:
+        keeper.prepare()
+    except (MigError, OSError) as e:
+        log.exception("the cell could not be prepared")
+        error = e if isinstance(e, MigError) else MigError(f"{keeper.node.name} could not prepare a cell: {e}")
+        keeper.journal.write(ABORTED)
+        conn.setblocking(True)
+        with contextlib.suppress(OSError):
+            wire.send(conn, op="failed", error=error.to_wire())
+        if keeper.house is not None:
+            keeper.house.cell.kill()
+        keeper.close()
+        return error.exit_code
+    asyncio.run(keeper.serve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
