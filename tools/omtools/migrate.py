@@ -1,0 +1,137 @@
+"""``migrate PID {NODE|home|balance}``: move a process to another node, back home, or to where it runs best."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from mig.errors import BadInput, CannotMove, MigError, OutcomeUnknown
+from omtools import output
+
+PATIENCE = 0.3
+"""Seconds before a progress line appears."""
+GRACE = 30.0
+"""Seconds that the daemon has beyond --timeout to roll a move back and say so."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    p = output.parser("migrate", "Move a running process to another node of the pool; it goes on there and does not notice.")
+    p.add_argument("pid", metavar="PID", type=int, help="a process of this machine, or a guest from here that runs elsewhere")
+    p.add_argument("to", metavar="{NODE|home|balance}", help="a node's name; home: back here; balance: where it runs best")
+    p.add_argument("--dry-run", action="store_true", help="say what would be done, and every reason against it; touch nothing")
+    p.add_argument("--json", action="store_true", help="print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON")
+    p.add_argument("--timeout", metavar="S", type=float, help="give up, and roll back, after so many seconds")
+    a = p.parse_args(argv)
+    return output.run(lambda: _migrate(a.pid, a.to, a.dry_run, a.json, a.timeout), "migrate", json=a.json)
+
+
+def _migrate(pid: int, to: str, dry_run: bool, json: bool, timeout: float | None) -> int:
+    if pid <= 0:
+        raise BadInput(f"{pid} is not the number of a process")
+    if timeout is not None and timeout <= 0:
+        raise BadInput("--timeout must be more than 0 seconds")
+    answer = _ask(pid, to, dry_run, timeout, show=sys.stderr.isatty() and not json)
+    if dry_run:
+        return _tell_plan(pid, to, answer, json)
+    result = answer.get("result", {})
+    if json:
+        output.print_json(result)
+    else:
+        print(told(result))
+    return 0
+
+
+def _ask(pid: int, to: str, dry_run: bool, timeout: float | None, *, show: bool) -> dict[str, Any]:
+    from omtools.client import Client, Lost
+
+    args: dict[str, Any] = {"pid": pid, "to": to, "dry_run": dry_run}
+    limit = None
+    if timeout is not None:
+        args["timeout"] = timeout
+        limit = timeout + GRACE
+    line = _ProgressLine(f"{pid} → {to}") if show else None
+    try:
+        with Client() as client:
+            for item in client.stream("migrate", timeout=None, tick=0.1, **args):
+                if item is not None and not item.get("more"):
+                    return item
+                if line is not None:
+                    line.update(item)
+                if limit is not None:
+                    limit -= 0.1 if item is None else 0
+                    if limit < 0:
+                        break
+    except Lost as e:
+        if dry_run:
+            raise
+        raise OutcomeUnknown(
+            f"omdiscd went away while process {pid} was moving to {to}: {e}",
+            hint="the move goes on without it; mosps shows where the process is when omdiscd runs again",
+        ) from e
+    except KeyboardInterrupt:
+        if line is not None:
+            line.clear()
+        print(f"migrate: interrupted; a move of {pid} that has begun goes on: see mosps", file=sys.stderr)
+        raise
+    finally:
+        if line is not None:
+            line.clear()
+    raise OutcomeUnknown(f"omdiscd has not told the outcome of moving process {pid} to {to}", hint="mosps shows where it is")
+
+
+class _ProgressLine:
+    """One line on the terminal, rewritten while a move lasts."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._start = time.monotonic()
+        self._text = "asking"
+        self._shown = False
+
+    def update(self, item: dict[str, Any] | None) -> None:
+        if item is not None:
+            self._text = str(item.get("text") or item.get("step") or self._text)
+        passed = time.monotonic() - self._start
+        if passed >= PATIENCE:
+            self._shown = True
+            sys.stderr.write(f"\r\x1b[K{self._what}: {self._text} … {passed:.1f} s")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._shown:
+            self._shown = False
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def told(r: dict[str, Any]) -> str:
+    """A finished move in a sentence."""
+    parts = [f"{r.get('pid')} moved from {r.get('from')} to {r.get('to')}"]
+    if r.get("from") == r.get("to"):
+        parts = [f"{r.get('pid')} stays on {r.get('to')}"]
+    if r.get("pause_ms") is not None:
+        parts.append(f"paused {output.milliseconds(float(r['pause_ms']))}")
+    if r.get("total_ms") is not None:
+        parts.append(f"{output.milliseconds(float(r['total_ms']))} in all")
+    if r.get("bytes"):
+        parts.append(f"{output.size(float(r['bytes']))} sent")
+    return ", ".join(parts)
+
+
+def _tell_plan(pid: int, to: str, answer: dict[str, Any], json: bool) -> int:
+    plan = answer.get("result", answer)
+    reasons = [str(r) for r in plan.get("reasons") or ()]
+    error: MigError | None = CannotMove(f"process {pid} cannot move to {to}", reasons=reasons) if reasons else None
+    if json:
+        output.print_json({k: plan.get(k) for k in ("pid", "from", "to", "plan", "reasons", "price") if k in plan})
+    else:
+        for step in plan.get("plan") or ():
+            print(step if isinstance(step, str) else step.get("text", step))
+        if plan.get("price") is not None:
+            print(f"price: {plan['price']}")
+    if error is not None:
+        output.complain(error, "migrate")
+        return error.exit_code
+    return 0

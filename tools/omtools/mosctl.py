@@ -1,0 +1,219 @@
+"""``mosctl``: look at the pool and steer this node."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mig.errors import BadInput
+from omtools import output
+
+if TYPE_CHECKING:
+    import argparse
+
+STATUS_KEYS = ("id", "name", "addr", "state", "speed", "cpus", "load", "mem_total", "mem_free", "guests", "accepting", "age_s", "version")
+
+STATUS_COLUMNS: tuple[output.Column, ...] = (
+    ("NAME", "<", lambda n: f"{n['name']}{'*' if n.get('self') else ''}"),
+    ("ADDRESS", "<", lambda n: str(n["addr"])),
+    ("STATE", "<", lambda n: str(n["state"])),
+    ("SPEED", ">", lambda n: f"{n['speed']:.2f}"),
+    ("CPUS", ">", lambda n: f"{n['cpus']:g}"),
+    ("LOAD", ">", lambda n: f"{n['load']:.2f}"),
+    ("MEM", ">", lambda n: output.size(float(n["mem_total"]))),
+    ("FREE", ">", lambda n: output.size(float(n["mem_free"]))),
+    ("GUESTS", ">", lambda n: str(n["guests"])),
+    ("ACCEPTS", "<", lambda n: "yes" if n["accepting"] else f"no{': ' + n['why_not'] if n.get('why_not') else ''}"),
+    ("AGE", ">", lambda n: f"{n['age_s']:.0f}s"),
+    ("VERSION", "<", lambda n: str(n["version"])),
+)
+
+Verb = Callable[["argparse.Namespace"], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    p = output.parser("mosctl", "Look at the pool and steer this node.")
+    verbs = p.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, run: Verb, text: str, *arguments: tuple[str, dict[str, Any]]) -> None:
+        v = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        for argument, options in arguments:
+            v.add_argument(argument, **options)
+        v.add_argument("--json", action="store_true", help="print JSON")
+        v.set_defaults(run=run)
+
+    node = ("node", {"metavar": "NODE", "nargs": "?", "help": "a node's name, id or address; without: this node, or all"})
+    pid = ("pid", {"metavar": "PID", "type": int, "help": "a process of this machine"})
+    verb("status", _status, "show every node of the pool, or one", node)
+    verb("whois", _whois, "tell id, name and address of a node", node)
+    verb("isup", _isup, "tell whether a node is up: prints yes or no; exit status 0 or 1", node)
+    verb("getload", _getload, "print a node's load, in processes per standard CPU", node)
+    verb("getspeed", _getspeed, "print a node's speed, relative to a standard CPU", node)
+    verb("block", _block, "let no more guests come to this node; those that are here stay")
+    verb("noblock", _noblock, "let guests come to this node again")
+    verb("lock", _lock, "let a process not be moved by itself; migrate still moves it", pid)
+    verb("unlock", _unlock, "let a process be moved again", pid)
+    verb("why", _why, "tell what each node would cost a process, and why it stays or goes", pid)
+    verb(
+        "events", _events, "show what moved where and why, the latest last",
+        ("--follow", {"action": "store_true", "help": "go on and print events as they happen"}),
+        ("--since", {"metavar": "S", "type": float, "help": "only those of the last S seconds"}),
+    )  # fmt: skip
+    verb("doctor", _doctor, "tell what this machine can and cannot do, each line with its remedy; needs no omdiscd")
+    # -f is what everybody types, as with tail
+    args = ["--follow" if word == "-f" else word for word in (sys.argv[1:] if argv is None else argv)]
+    a = p.parse_args(args)
+    return output.run(lambda: int(a.run(a)), f"mosctl {a.verb}", json=a.json)
+
+
+def _call(op: str, **args: Any) -> dict[str, Any]:
+    from omtools.client import Client
+
+    with Client() as client:
+        return client.call(op, **args)
+
+
+def _nodes(name: str | None, *, here: bool = False) -> list[dict[str, Any]]:
+    """Every node, or the one that is meant; ``here``: no name means this node.  Raises :class:`BadInput` for an unknown one."""
+    answer = _call("status")
+    nodes: list[dict[str, Any]] = answer["nodes"]
+    me = answer.get("self", "")
+    for n in nodes:
+        n["self"] = me in (n["name"], n["id"])
+    if name is None:
+        return [n for n in nodes if n["self"]] if here else sorted(nodes, key=lambda n: str(n["name"]))
+    found = [n for n in nodes if name in (n["name"], n["id"], n["addr"])]
+    return found or output.no_such_node(name, sorted(str(n["name"]) for n in nodes))
+
+
+def _status(a: argparse.Namespace) -> int:
+    nodes = _nodes(a.node)
+    if a.json:
+        output.print_json([{k: n.get(k) for k in STATUS_KEYS} for n in nodes])
+    else:
+        output.table(nodes, STATUS_COLUMNS)
+    return 0
+
+
+def _whois(a: argparse.Namespace) -> int:
+    nodes = [{k: n[k] for k in ("id", "name", "addr")} for n in _nodes(a.node, here=True)]
+    if a.json:
+        output.print_json(nodes)
+    for n in () if a.json else nodes:
+        print(n["id"], n["name"], n["addr"])
+    return 0
+
+
+def _isup(a: argparse.Namespace) -> int:
+    up = all(n["state"] == "alive" for n in _nodes(a.node, here=True))
+    output.print_json(up) if a.json else print("yes" if up else "no")
+    return 0 if up else 1
+
+
+def _getload(a: argparse.Namespace) -> int:
+    return _number(a, "load")
+
+
+def _getspeed(a: argparse.Namespace) -> int:
+    return _number(a, "speed")
+
+
+def _number(a: argparse.Namespace, key: str) -> int:
+    for n in _nodes(a.node, here=True):
+        output.print_json(n[key]) if a.json else print(f"{n[key]:.2f}")
+    return 0
+
+
+def _switch(a: argparse.Namespace, op: str, said: str, **args: Any) -> int:
+    answer = _call(op, **args)
+    if a.json:
+        output.print_json({k: v for k, v in answer.items() if k not in ("v", "id", "more")})
+    else:
+        print(said)
+    return 0
+
+
+def _block(a: argparse.Namespace) -> int:
+    return _switch(a, "block", "no more guests come to this node")
+
+
+def _noblock(a: argparse.Namespace) -> int:
+    return _switch(a, "noblock", "guests may come to this node")
+
+
+def _lock(a: argparse.Namespace) -> int:
+    return _switch(a, "lock", f"{a.pid} is locked", pid=_pid(a))
+
+
+def _unlock(a: argparse.Namespace) -> int:
+    return _switch(a, "unlock", f"{a.pid} may be moved", pid=_pid(a))
+
+
+def _pid(a: argparse.Namespace) -> int:
+    if a.pid <= 0:
+        raise BadInput(f"{a.pid} is not the number of a process")
+    return int(a.pid)
+
+
+def _why(a: argparse.Namespace) -> int:
+    answer = {k: v for k, v in _call("why", pid=_pid(a)).items() if k not in ("v", "id", "more", "ok")}
+    if a.json:
+        output.print_json(answer)
+        return 0
+    nodes = answer.pop("nodes", [])
+    if nodes:
+        output.table(nodes, (
+            ("NODE", "<", lambda n: str(n.get("name", n.get("node", "")))),
+            ("PRICE", ">", lambda n: "-" if n.get("price") is None else f"{n['price']:.3f}"),
+            ("", "<", lambda n: str(n.get("text") or n.get("why") or "")),
+        ))  # fmt: skip
+    for key, value in answer.items():
+        for text in value if isinstance(value, list) else [value]:
+            print(f"{key}: {text}")
+    return 0
+
+
+def _events(a: argparse.Namespace) -> int:
+    from omtools.client import Client
+
+    args: dict[str, Any] = {"follow": a.follow}
+    if a.since is not None:
+        args["since"] = time.time() - a.since
+    with Client() as client:
+        for item in client.stream("events", timeout=None if a.follow else 10.0, **args):
+            for event in [item["event"]] if item and "event" in item else (item or {}).get("events", []):
+                output.print_json(event, line=True) if a.json else print(event_line(event), flush=True)
+    return 0
+
+
+def event_line(e: dict[str, Any]) -> str:
+    """An event as a line: when, what, who, from where to where, and how it ended."""
+    clock = time.strftime("%H:%M:%S", time.localtime(float(e.get("t", 0))))
+    words = [clock, str(e.get("kind", "event"))]
+    if e.get("pid"):
+        words.append(f"{e['pid']} ({e['comm']})" if e.get("comm") else str(e["pid"]))
+    if e.get("from") or e.get("to"):
+        words.append(f"{e.get('from') or '?'} → {e.get('to') or '?'}")
+    if e.get("outcome"):
+        words.append(str(e["outcome"]))
+    if e.get("pause_ms") is not None:
+        words.append(f"paused {output.milliseconds(float(e['pause_ms']))}")
+    if e.get("total_ms") is not None:
+        words.append(f"{output.milliseconds(float(e['total_ms']))} in all")
+    if e.get("bytes"):
+        words.append(output.size(float(e["bytes"])))
+    return f"{'  '.join(words)}{'  because: ' + str(e['reason']) if e.get('reason') else ''}"
+
+
+def _doctor(a: argparse.Namespace) -> int:
+    from omtools import doctor
+
+    findings = doctor.diagnose()
+    if a.json:
+        output.print_json([f.to_map() for f in findings])
+    for f in () if a.json else findings:
+        print(f)
+    return 0 if all(f.ok for f in findings) else 1

@@ -1,0 +1,63 @@
+"""``mosps``: the jobs and guests of this node, a row each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omtools import output
+
+JSON_KEYS = ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
+
+COLUMNS: tuple[output.Column, ...] = (
+    ("PID", ">", lambda r: str(r["pid"])),
+    ("USER", "<", lambda r: user(int(r["uid"]))),
+    ("HOME", "<", lambda r: str(r["home"])),
+    ("WHERE", "<", lambda r: str(r["where"])),
+    ("STATE", "<", lambda r: str(r["state"])),
+    ("MOVES", ">", lambda r: str(r["nmigs"])),
+    ("LOCK", "<", lambda r: "L" if r["locked"] else ""),
+    ("CPU", ">", lambda r: output.duration(float(r["cpu_s"]))),
+    ("MEM", ">", lambda r: output.size(float(r["rss"]))),
+    ("COMMAND", "<", lambda r: str(r["comm"])),
+    ("CANNOT MOVE", "<", lambda r: "; ".join(r["cantmove"])),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    p = output.parser("mosps", "Show the processes of the pool that this node knows: its own jobs and guests, and guests from elsewhere.")
+    p.add_argument("-a", "--all", action="store_true", help="those of all users, and jobs that never left home")
+    p.add_argument("--json", action="store_true", help=f"print a list of objects: {', '.join(JSON_KEYS)}")
+    a = p.parse_args(argv)
+    return output.run(lambda: _show(a.all, a.json), "mosps", json=a.json)
+
+
+def _show(everything: bool, json: bool) -> int:
+    from omtools.client import Client
+
+    with Client() as client:
+        guests = client.call("guests", all=everything)["guests"]
+    rows = sorted((row(g) for g in guests), key=lambda r: (str(r["home"]), int(r["pid"])))
+    if json:
+        output.print_json(rows)
+        return 0
+    columns = COLUMNS if any(r["cantmove"] for r in rows) else COLUMNS[:-1]
+    output.table(rows, columns)
+    return 0
+
+
+def row(guest: dict[str, Any]) -> dict[str, Any]:
+    """The documented keys of a guest's state, each present."""
+    empty = {"pid": 0, "home": "", "where": "", "state": "", "nmigs": 0, "locked": False, "cantmove": [],
+             "cpu_s": 0.0, "rss": 0, "uid": 0, "comm": ""}  # fmt: skip
+    return {k: guest.get(k, empty[k]) for k in JSON_KEYS}
+
+
+def user(uid: int) -> str:
+    """The user's name here, or the number."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

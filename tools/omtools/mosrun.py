@@ -1,0 +1,192 @@
+"""``mosrun [options] CMD…``: start a command as a job that may move.
+
+It registers its own pid and then *becomes* the command: there is no process in between, so the exit status, signals, the terminal and
+``wait`` are the command's own.  It must start quickly; hence no argparse here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import sys
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from mig.errors import BadInput, MigError, NoDaemon
+
+USAGE = """usage: mosrun [-b | -h | -N NODE | -j NODES] [-L] [-q] CMD [ARG…]
+"""
+HELP = (
+    USAGE
+    + """
+Start CMD as a job that may move between the nodes of the pool.  Its exit status, input, output, terminal and signals are
+those of CMD started without mosrun.
+
+  -b          on the best node at once: it moves there before its first instruction
+  -h          at home: it is never moved by itself
+  -N NODE     on this node at once
+  -j NODES    on the best of these nodes, given as n1,n2,…
+  -L          locked: it stays where it starts; migrate still moves it
+  -A MINUTES  periodic checkpoints (not built yet)
+  -q          quiet: do not warn when no omdiscd answers
+  --help, --version
+
+exit status: that of CMD; 127 CMD not found, 126 not executable, and before CMD starts: 2 bad input, 3 it cannot be placed there,
+  6 not permitted, 7 no omdiscd answers on this machine (with -b, -N or -j; otherwise CMD runs here)
+"""
+)
+SEARCH_PATH = b"/usr/local/bin:/usr/bin:/bin"  # what execvp(3) takes when there is no PATH
+
+
+@dataclass
+class Options:
+    """The command line, taken apart."""
+
+    command: list[str] = field(default_factory=list)
+    best: bool = False
+    home: bool = False
+    locked: bool = False
+    quiet: bool = False
+    node: str = ""
+    nodes: list[str] = field(default_factory=list)
+
+    def flags(self) -> dict[str, Any]:
+        """As they travel in the ``job`` message."""
+        f: dict[str, Any] = {"best": self.best, "home": self.home, "locked": self.locked, "quiet": self.quiet}
+        if self.node:
+            f["node"] = self.node
+        if self.nodes:
+            f["nodes"] = self.nodes
+        return f
+
+    @property
+    def placed(self) -> bool:
+        """Whether the user asked for a node, so that running here instead would be wrong."""
+        return self.best or bool(self.node or self.nodes)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; does not return when the command could be started."""
+    args = sys.argv[1:] if argv is None else argv
+    if args[:1] == ["--help"]:
+        sys.stdout.write(HELP)
+        return 0
+    if args[:1] == ["--version"]:
+        from mig import __version__
+
+        print(f"mosrun {__version__}")
+        return 0
+    try:
+        return _start(parse(args))
+    except MigError as e:
+        first, *rest = e.lines()
+        print(f"mosrun: {first}", *rest, sep="\n", file=sys.stderr)
+        return e.exit_code
+
+
+def _start(o: Options) -> int:
+    environment = _environment()
+    try:
+        program = find(os.fsencode(o.command[0]), environment.get(b"PATH", SEARCH_PATH))
+        _register(o)
+        _become(program, o.command, environment)
+    except OSError as e:
+        print(f"mosrun: {o.command[0]}: {e.strerror}", file=sys.stderr)
+        return 127 if e.errno in (errno.ENOENT, errno.ENOTDIR) else 126
+
+
+def parse(args: list[str]) -> Options:
+    """Options end at the first word that is none, or at ``--``.  Raises :class:`BadInput`."""
+    o = Options()
+    rest = list(args)
+    while rest and rest[0].startswith("-") and rest[0] != "-":
+        word = rest.pop(0)
+        if word == "--":
+            break
+        while len(word) > 1:
+            letter, word = word[1], "-" + word[2:]
+            if letter in "NjA":
+                value = word[1:] or (rest.pop(0) if rest else "")
+                if not value:
+                    raise BadInput(f"-{letter} needs a value", hint=USAGE.strip())
+                _set_value(o, letter, value)
+                break
+            if letter not in "bhLq":
+                raise BadInput(f"unknown option -{letter}", hint=USAGE.strip())
+            o.best, o.home = o.best or letter == "b", o.home or letter == "h"
+            o.locked, o.quiet = o.locked or letter == "L", o.quiet or letter == "q"
+    o.command = rest
+    if not o.command:
+        raise BadInput("no command given", hint=USAGE.strip())
+    if o.best + o.home + bool(o.node) + bool(o.nodes) > 1:
+        raise BadInput("only one of -b, -h, -N and -j can be given")
+    return o
+
+
+def _set_value(o: Options, letter: str, value: str) -> None:
+    if letter == "A":
+        raise BadInput("periodic checkpoints (-A) are not built yet", hint="run the command without -A")
+    if letter == "N":
+        o.node = value
+    else:
+        o.nodes = [n for n in value.split(",") if n]
+        if not o.nodes:
+            raise BadInput("-j needs the names of nodes, as in -j n1,n2")
+
+
+def find(command: bytes, path: bytes) -> bytes:
+    """The file that execvp(3) would start; raises ``FileNotFoundError`` (a shell says 127) or ``PermissionError`` (126)."""
+    candidates = [command] if b"/" in command else [os.path.join(d or b".", command) for d in path.split(b":")]
+    seen = errno.ENOENT
+    for file in candidates:
+        try:
+            if stat.S_ISDIR(os.stat(file).st_mode):
+                seen = errno.EACCES if b"/" in command else seen
+                continue
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as e:
+            seen = e.errno or seen
+            continue
+        if os.access(file, os.X_OK):
+            return file
+        seen = errno.EACCES
+    raise OSError(seen, os.strerror(seen))
+
+
+def _environment() -> dict[bytes, bytes]:
+    """The environment as it was given to us: Python adds LC_CTYPE to its own in the C locale (PEP 538), the kernel keeps the first."""
+    with open("/proc/self/environ", "rb") as f:
+        pairs = (entry.partition(b"=") for entry in f.read().split(b"\0") if entry)
+        return {k: v for k, _, v in pairs if k}
+
+
+def _register(o: Options) -> None:
+    from omtools.client import Client, Lost
+
+    try:
+        with Client() as client:
+            # with a placement omdiscd arms itself before it answers: the process then moves at its exec, before the first instruction
+            client.call("job", pid=os.getpid(), flags=o.flags())
+    except (NoDaemon, Lost) as e:
+        error = e if isinstance(e, NoDaemon) else NoDaemon(f"the connection to omdiscd broke: {e}")
+        if o.placed:
+            raise error from e
+        if not o.quiet:
+            print(f"mosrun: {error.message}: {o.command[0]} runs here and will not move", file=sys.stderr)
+
+
+def _become(program: bytes, command: list[str], environment: dict[bytes, bytes]) -> NoReturn:
+    # Python ignores these two for itself; the command must start with what a shell gives it
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    words = [os.fsencode(w) for w in command]
+    try:
+        os.execve(program, words, environment)
+    except OSError as e:
+        if e.errno != errno.ENOEXEC:
+            raise
+        # a script without #!: a shell runs it, as execvp(3) and every shell do
+        os.execve(b"/bin/sh", [b"/bin/sh", program, *words[1:]], environment)
