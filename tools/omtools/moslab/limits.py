@@ -1,0 +1,93 @@
+"""The cgroups of a lab, with a CPU quota for each node: by cgroup v2 where it has the cpu controller, else by v1's.
+
+The period is 10 ms, not the kernel's 100: a throttled node then stands still for a few milliseconds at a time, as a slower machine
+would, instead of for longer than a whole migration takes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mig.errors import MigError
+from mig.kernel import cgroup
+
+from .lab import Lab, Node
+
+PERIOD_US = 10_000
+_LAUNCH = "launch"
+"""Leaf for the processes of ``moslab up`` itself: v2 allows members beside limited groups in leaves only."""
+
+
+def v1_cpu() -> Path | None:
+    """Where the v1 cpu controller is mounted; None on a unified system."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        f = line.split(" ")
+        if f[2] == "cgroup" and "cpu" in f[3].split(","):
+            return Path(f[1])
+    return None
+
+
+def v1_controllers(mount: Path) -> str:
+    """The options under which the hierarchy at ``mount`` can be mounted again: ``cpu``, or ``cpu,cpuacct`` where they are joined."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        f = line.split(" ")
+        if f[1] == str(mount):
+            return ",".join(o for o in f[3].split(",") if o in ("cpu", "cpuacct"))
+    return "cpu"
+
+
+def create(lab: Lab) -> None:
+    """Make the lab's groups and set the quotas; raises :class:`MigError` where no hierarchy has a cpu controller for us."""
+    v1 = v1_cpu()
+    lab.cgroup.create()
+    cgroup.Cgroup(lab.cgroup.path / _LAUNCH).create()
+    if v1 is None:
+        try:
+            for group in (cgroup.root(), lab.cgroup.path):
+                (group / "cgroup.subtree_control").write_text("+cpu")
+        except OSError as e:
+            # EBUSY: inside a container the root of the hierarchy has members; ENOENT: no such controller
+            raise MigError(f"the cpu controller cannot be used for the lab's nodes: {e.strerror}", hint="cgroup v2 needs it enabled") from e
+    for node in lab.nodes:
+        lab.node_cgroup(node).create()
+        quota = max(1000, round(node.quota * PERIOD_US))
+        if v1 is None:
+            (lab.node_cgroup(node).path / "cpu.max").write_text(f"{quota} {PERIOD_US}")
+        else:
+            group = v1 / f"moslab-{lab.name}" / node.name
+            group.mkdir(parents=True, exist_ok=True)
+            (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+            (group / "cpu.cfs_quota_us").write_text(str(quota))
+
+
+def join_launch(lab: Lab) -> None:
+    """Move the caller in, so that all it starts for the lab is born inside and ``down`` finds it, wherever a crash leaves it."""
+    cgroup.Cgroup(lab.cgroup.path / _LAUNCH).add(os.getpid())
+
+
+def join_node(lab: Lab, node: Node) -> None:
+    """Move the caller into the node's groups."""
+    lab.node_cgroup(node).add(os.getpid())
+    v1 = v1_cpu()
+    if v1 is not None:
+        (v1 / f"moslab-{lab.name}" / node.name / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def kill_node(lab: Lab, node: Node) -> None:
+    """SIGKILL everything of the node; returns when nothing is left.  The groups that its processes made go, its own stay."""
+    group = lab.node_cgroup(node)
+    group.kill()
+    for below in group.path.iterdir():
+        if below.is_dir():
+            cgroup.Cgroup(below).remove()
+
+
+def remove(lab: Lab) -> None:
+    """SIGKILL everything of the lab and remove its groups, in both hierarchies; nothing there is fine."""
+    if lab.cgroup.exists():
+        lab.cgroup.kill()
+        lab.cgroup.remove()
+    v1 = v1_cpu()
+    if v1 is not None:
+        cgroup.Cgroup(v1 / f"moslab-{lab.name}").remove()
