@@ -46,7 +46,7 @@ def pack(m: Message) -> bytes:
 def unpack(b: bytes | bytearray | memoryview) -> Message:
     """The map in one frame's payload; raises :class:`WireError` on anything else."""
     try:
-        m = msgpack.unpackb(b, raw=False, strict_map_key=False, max_buffer_size=MAX_FRAME)
+        m = msgpack.unpackb(b, raw=False, strict_map_key=False)  # strings and lists longer than the frame are refused by msgpack itself
     except Exception as e:
         raise WireError(f"not msgpack: {e}") from e
     if not isinstance(m, dict):

@@ -93,10 +93,8 @@ async def _exited(pid: int) -> None:
     fd = os.pidfd_open(pid)
     try:
         gone = loop.create_future()
-        loop.add_reader(fd, lambda: gone.done() or gone.set_result(None))
-        try:
-            await gone
-        finally:
-            loop.remove_reader(fd)
+        loop.add_reader(fd, gone.set_result, None)
+        gone.add_done_callback(lambda _: loop.remove_reader(fd))
+        await gone
     finally:
         os.close(fd)

@@ -78,7 +78,7 @@ def _find_out() -> Features:
     except (OSError, subprocess.TimeoutExpired) as e:
         return Features(problem=f"CRIU does not run: {e}", shim=layout.needs_shim(), uffd=userfaultfd())
     said = done.stdout + done.stderr
-    problem = "" if done.returncode == 0 else next(iter(errors(said)), said.strip().splitlines()[-1] if said.strip() else "criu check failed")
+    problem = "" if done.returncode == 0 else [*errors(said), *said.strip().splitlines()[-1:], "criu check failed"][0]
     try:
         version, have = _ask()
     except (CriuError, ImportError) as e:

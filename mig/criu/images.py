@@ -60,6 +60,8 @@ def _read(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
     entries, at = [], _MAGIC_BYTES
     while at < len(data):
         (n,) = struct.unpack_from("<I", data, at)
+        if at + 4 + n > len(data):
+            raise ValueError(f"{path} is cut short: entry of {n} bytes at offset {at}")
         entry = cls()
         entry.ParseFromString(data[at + 4 : at + 4 + n])
         entries.append(entry)

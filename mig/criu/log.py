@@ -19,7 +19,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     (r"Can't get rlimit|prlimit.*not permitted", "root lacks CAP_SYS_RESOURCE here: run `make env`, which builds the shim for this"),
     (r"Connected TCP socket|inet: Connected|tcp-established", "the process has network connections of its own, which do not move yet"),
     (r"sk queue|inet:", "the process has network sockets of its own, which do not move yet"),
-    (r"ext-unix-sk|External socket|half of stream unix|unix: .*peer", "the process talks over a unix socket to a process that stays behind"),
+    (r"ext-unix-sk|External socket|half of stream unix|unix: .*peer", "the process has a unix socket to a process that stays behind"),
     (r"Can't lookup mount", "a file was opened in another mount namespace; start the program from inside the node"),
     (r"anon_inode:\[io_uring\]|io_uring", "programs that use io_uring cannot be moved"),
     (r"Can't dump file \d+ of that type", "the process has a device or a kind of file open that cannot be moved"),

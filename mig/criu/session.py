@@ -116,7 +116,7 @@ class Worker:
             os.lseek(self._stderr_fd, 0, os.SEEK_SET)
             said = os.read(self._stderr_fd, 4096).decode(errors="replace").strip()
             first = log.first_error(said) or (said.splitlines() or [""])[-1]
-        verb = {rpc.DUMP: "dump the process", rpc.PRE_DUMP: "pre-dump the process", rpc.RESTORE: "restore the process"}.get(req.type, "answer")
+        verb = {rpc.DUMP: "dump the process", rpc.RESTORE: "restore the process"}.get(req.type, "answer")
         return log.CriuError(f"CRIU could not {verb}: {first or what}", first_error=first)
 
 
