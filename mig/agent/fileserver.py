@@ -1,0 +1,95 @@
+"""``python -m mig.agent.fileserver``: the process that serves home's files to the host of one guest; a child of the home agent.
+
+The token is read from ``--token-fd``.  ``--control-fd`` is a connected unix stream socket that speaks :mod:`mig.wire`: we say
+``{"op": "listening", "port": N}`` first, then answer one message at a time, and end with ``quit`` or when the agent closes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+from mig import wire
+from mig.errors import BadInput, MigError
+from mig.homefs.locks import allow_interrupts
+from mig.homefs.protocol import TOKEN_SIZE
+from mig.homefs.server import HomeServer
+from mig.kernel import libc
+
+
+def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
+    """The answer to one message; raises :class:`MigError` for one that is not understood."""
+    match m.get("op"):
+        case "groups":  # {"groups": {uid: [gid, …]}}: supplementary groups of the guest's users
+            server.groups.clear()
+            server.groups.update({int(uid): [int(g) for g in gids] for uid, gids in m["groups"].items()})
+            return {"op": "groups"}
+        case "expire":
+            return {"op": "expired", "complete": server.expire()}
+        case "locks":
+            return {"op": "locks", "locks": server.locks()}
+        case "positions":
+            return {"op": "positions", "positions": server.positions()}
+        case "mounts":
+            return {"op": "mounts", "mounts": [mount.name for mount in server.mounts()]}
+        case "unlock":  # {"mount": id}: before the guest's copy on another mount takes its locks; "relock" is the undo
+            for mount in server.mounts():
+                if mount.name == m["mount"]:
+                    mount.locks.drop_all()
+            return {"op": "unlocked"}
+        case "relock":
+            return {"op": "relocked", "lost": sum(mount.locks.retake() for mount in server.mounts() if mount.name == m["mount"])}
+        case "quit":
+            return {"op": "bye"}
+    raise BadInput(f"the file server has no operation {m.get('op')!r}")
+
+
+def serve(server: HomeServer, control: socket.socket) -> None:
+    """Answer the agent until it says ``quit`` or is gone."""
+    while True:
+        try:
+            m = wire.recv(control)
+        except EOFError:
+            return
+        try:
+            reply = answer(server, m)
+        except MigError as e:
+            reply = {"op": "error", "error": e.to_wire()}
+        wire.send(control, **reply)
+        if m.get("op") == "quit":
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="mig.agent.fileserver")
+    parser.add_argument("--listen", required=True, metavar="ADDR")
+    parser.add_argument("--token-fd", required=True, type=int, metavar="N")
+    parser.add_argument("--control-fd", required=True, type=int, metavar="N")
+    parser.add_argument("--root", default="/", help="the tree that is served")
+    args = parser.parse_args()
+    libc.pdeathsig()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, meant for the guest
+    logging.basicConfig(level=logging.INFO, format="fileserver %(levelname)s %(message)s")
+    allow_interrupts()
+    with os.fdopen(args.token_fd, "rb") as f:
+        server = HomeServer(f.read(TOKEN_SIZE), args.root)
+    control = socket.socket(fileno=args.control_fd)
+    control.set_inheritable(False)
+    family = socket.AF_INET6 if ":" in args.listen else socket.AF_INET
+    with socket.create_server((args.listen, 0), family=family, backlog=16) as listener:
+        threading.Thread(target=server.serve_forever, args=(listener,), name="accept", daemon=True).start()
+        wire.send(control, op="listening", port=listener.getsockname()[1])
+        try:
+            serve(server, control)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.close()
+
+
+if __name__ == "__main__":
+    main()
