@@ -62,20 +62,21 @@ def _inside(base: Member, pid: int, ppid: int, *, guest: bool, diag: sockets.Uni
             "borrows_memory_of": _borrows(pid, ppid),
             "exe": exe,
             "exe_ghost": ghost,
-            "files": tuple(f for d in procfs.descriptors(pid).values() if (f := open_file(pid, d, diag)) is not None),
+            "files": tuple(f for d in procfs.descriptors(pid).values() if (f := open_file(pid, d, diag, guest=guest)) is not None),
             "mappings": tuple(_mappings(pid)),
         }
     )
 
 
-def open_file(pid: int, d: procfs.Descriptor, diag: sockets.UnixDiag) -> OpenFile | None:
+def open_file(pid: int, d: procfs.Descriptor, diag: sockets.UnixDiag, *, guest: bool = False) -> OpenFile | None:
     """A descriptor with what its kind needs; None when it was closed while we looked."""
     f = OpenFile(d.fd, d.target, d.flags, d.pos, d.mnt_id)
     try:
         if d.target.startswith("socket:["):
             return OpenFile(**{**vars(f), "socket": sockets.look(pid, d.fd, d.target, diag)})
         if d.target.startswith("anon_inode:"):
-            return OpenFile(**{**vars(f), "watched_pid": int(d.extra.get("Pid", ["0"])[0])})
+            watched = d.extra.get("NSpid" if guest else "Pid", ["0"])[0].split()
+            return OpenFile(**{**vars(f), "watched_pid": int(watched[-1]) if watched else -1})
         if not d.target.startswith("/"):
             return f
         s = os.stat(f"/proc/{pid}/fd/{d.fd}")
