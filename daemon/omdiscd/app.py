@@ -1,0 +1,254 @@
+"""``omdiscd``: one per node, root, in the foreground.  Puts the parts together and runs them until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import mig
+from mig import paths, wire
+from mig.config import Config, load, split_address
+from mig.errors import MigError
+from mig.kernel import pidfd, procfs
+from mig.model import NodeInfo
+from omdiscd import discovery as net
+from omdiscd import ops, resources
+from omdiscd.balancer import Balancer
+from omdiscd.control import Control
+from omdiscd.discovery import Discovery
+from omdiscd.events import Events
+from omdiscd.gossip import Changed, Membership, Timing
+from omdiscd.guests import Guests
+from omdiscd.jobs import Jobs
+from omdiscd.moves import Mover
+from omdiscd.peers import PeerServer
+from omdiscd.recovery import Recovery
+from omdiscd.sampler import Sampler
+from omdiscd.seal import Seal
+from omdiscd.spawn import Spawner
+from omdiscd.targets import Targets
+
+log = logging.getLogger("omdiscd")
+
+_RECOVERY_S = 2.0
+
+
+def main() -> int:
+    """The console script."""
+    args = _parser().parse_args()
+    logging.basicConfig(
+        level=logging.DEBUG if args.debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    try:
+        config = load(args.config)
+        if args.check_config:
+            print(config.describe())
+            return 0
+        if os.geteuid() != 0:
+            raise MigError("omdiscd must run as root: it freezes, dumps and restores processes of all users")
+        asyncio.run(Daemon(config, args.interfaces).run())
+    except MigError as e:
+        print("\n".join(f"omdiscd: {line}" if i == 0 else line for i, line in enumerate(e.lines())), file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="omdiscd", description="the node daemon: finds peers, tells its load, moves processes")
+    p.add_argument(
+        "-i",
+        dest="interfaces",
+        metavar="IF[,IF]",
+        type=lambda s: s.split(","),
+        default=[],
+        help="interfaces on which to look for other nodes",
+    )
+    p.add_argument("-n", action="store_true", help="stay in the foreground (it always does; accepted as in openMosix)")
+    p.add_argument("-c", dest="config", metavar="FILE", type=Path, help=f"configuration file (default: {paths.CONFIG})")
+    p.add_argument(
+        "--check-config", action="store_true", help="print the configuration as understood and exit; status 2 when it is not valid"
+    )
+    p.add_argument("--debug", action="store_true", help="log more")
+    p.add_argument("--version", action="version", version=f"omdiscd {mig.__version__}")
+    return p
+
+
+def node_boot() -> str:
+    """Which life of this node it is: changes when the machine boots, and when the container that the node is in is started anew.
+
+    Containers share the kernel's boot id, so the start time of their first process is part of it.
+    """
+    return hashlib.blake2s(f"{pidfd.boot_id()} {procfs.stat(1).start}".encode(), digest_size=8).hexdigest()
+
+
+def node_id(addr: str) -> int:
+    """An id from an address: the low 16 bits of IPv4, a checksum of IPv6; never 0."""
+    if ":" in addr:
+        return int.from_bytes(hashlib.blake2s(addr.encode(), digest_size=2).digest(), "big") or 1
+    return int.from_bytes(socket.inet_aton(addr)[2:], "big") or 1
+
+
+def notify(text: str) -> None:
+    """sd_notify: tell systemd our state, when it wants to know."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+            s.connect("\0" + path[1:] if path.startswith("@") else path)
+            s.send(text.encode())
+
+
+class Daemon:
+    """All parts of one node."""
+
+    def __init__(self, config: Config, interfaces: list[str]) -> None:
+        self.config = config
+        paths.make_run_dirs()
+        key = wire.load_key()
+        if key is None:
+            log.warning("no cluster key in %s: this node speaks on loopback only, with nobody", paths.KEY)
+        info, self.interfaces = _identity(config, interfaces, key)
+        self.events = Events()
+        self.sampler = Sampler(config, info)
+        self.guests = Guests(self.me, self.events.relay, self._guests_changed)
+        self.spawner = Spawner(self.me, self.guests)
+        # without a key: one that nobody else has, so that local users can neither join nor order
+        self.key = key or os.urandom(32)
+        timing = Timing(config.hello_s, config.gossip_s, config.suspect_s, config.dead_s, config.forget_s, config.fanout)
+        seeds = [split_address(s, config.port) for s in config.seeds] if key else []
+        self.members = Membership(info, seeds, timing, random.Random(), time.monotonic())
+        self.discovery = Discovery(
+            self.members, Seal(self.key, info.id, info.incarnation), group=config.multicast if key else "", interfaces=self.interfaces,
+            me=self.me, changed=self._node_changed,
+        )  # fmt: skip
+        self.peers = PeerServer(config, self.key, self.sampler, self.guests, self.spawner, self.events)
+        self.targets = Targets(config, self.key, lambda: self.members.nodes(time.monotonic()), self.me)
+        self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
+        self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
+        self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events)
+        self.recovery = Recovery(info.id, self.guests, self.spawner)
+        operations = ops.Operations(
+            config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept
+        )
+        self.control = Control(paths.CONTROL, operations.table())
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def me(self) -> NodeInfo:
+        """Our own entry; the one object that all parts read."""
+        return self.sampler.info
+
+    async def run(self) -> None:
+        """Serve until a signal; raises :class:`MigError` when it cannot start."""
+        me = self.me()
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, stop.set)
+        await _only_one()
+        try:
+            await self.discovery.start()
+            self.peers.start(me.addr, me.port)
+        except OSError as e:
+            raise MigError(f"cannot listen on {me.addr} port {me.port}: {e.strerror}", hint="is another omdiscd running here?") from e
+        self.jobs.load()
+        self.guests.look()
+        self.control.start()
+        where = ", ".join(self.discovery.interfaces) or "no interface"
+        log.info(
+            "node %s, id %d, %s port %d, hellos on %s, speed %.2f, %.2f CPUs", me.name, me.id, me.addr, me.port, where, me.speed, me.cpus
+        )
+        parts = (
+            self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
+        )  # fmt: skip
+        tasks = [asyncio.ensure_future(p()) for p in parts]
+        waiting = asyncio.ensure_future(stop.wait())
+        notify("READY=1")
+        try:
+            done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
+            for t in done - {waiting}:
+                t.result()  # a part never ends by itself: this raises what ended it
+        finally:
+            notify("STOPPING=1")
+            me.state = "left"
+            self.discovery.urgent()
+            for t in (*tasks, *self._tasks, waiting):
+                t.cancel()
+            await asyncio.gather(*tasks, waiting, return_exceptions=True)
+            self.discovery.close()
+            self.peers.close()
+            self.control.close()
+
+    async def _recover(self) -> None:
+        while True:
+            await asyncio.sleep(_RECOVERY_S)
+            self.recovery.look()
+
+    # -- what parts tell each other -----------------------------------------------------------------------------------------------
+
+    def accept(self, on: bool, why_not: str) -> None:
+        """Take guests in or not, and tell everybody at once."""
+        me = self.me()
+        me.accepting, me.why_not = on, why_not
+        ops.remember_block(not on)
+        self.discovery.urgent()
+        self.events.add("block" if not on else "noblock", home=me.name, reason=why_not)
+
+    def _guests_changed(self) -> None:
+        self.me().guests = self.guests.hosted()
+
+    def _node_changed(self, c: Changed) -> None:
+        n = c.node
+        outcome = "rebooted" if c.rebooted else n.state
+        log.info("node %s (%s) is %s%s", n.name, n.addr, outcome, f", was {c.before}" if c.before else "")
+        self.events.add("node", to=n.name, outcome=outcome, reason=f"was {c.before}" if c.before else "new")
+        if c.rebooted or n.state in ("alive", "dead", "left"):
+            task = asyncio.ensure_future(self.guests.tell_agents(n, n.state))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+
+def _identity(config: Config, interfaces: list[str], key: bytes | None) -> tuple[NodeInfo, list[str]]:
+    """Our entry, and the interfaces to say hello on; raises :class:`MigError` for an interface that does not exist."""
+    chosen = interfaces or list(config.interfaces)
+    try:
+        if key is None:
+            addr, chosen = "127.0.0.1", []
+        else:
+            addr = config.addr or (net.first_address(chosen[0]) if chosen else net.default_address())
+            for name in chosen:
+                socket.if_nametoindex(name)
+    except (LookupError, OSError) as e:
+        raise MigError(f"cannot use interface {', '.join(chosen)}: {e}", hint="see: ip address") from e
+    if key is not None and not chosen and (name := net.interface_of(addr)):
+        chosen = [name]
+    blocked = ops.is_blocked() or not config.accept
+    info = NodeInfo(
+        id=config.id or node_id(addr), name=config.name or platform.node() or addr, addr=addr, port=config.port,
+        incarnation=time.time_ns() // 1_000_000, boot=node_boot(),
+        speed=config.speed or resources.speed(), cpus=config.cpus or resources.cpus(),
+        accepting=not blocked, why_not="blocked by its administrator" if blocked else "", version=mig.__version__,
+    )  # fmt: skip
+    return info, chosen
+
+
+async def _only_one() -> None:
+    """Raises :class:`MigError` when an omdiscd answers on our control socket."""
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    with s, contextlib.suppress(OSError):
+        await asyncio.get_running_loop().sock_connect(s, str(paths.CONTROL))
+        raise MigError(f"an omdiscd is running here already: it listens on {paths.CONTROL}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

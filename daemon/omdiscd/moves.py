@@ -1,0 +1,262 @@
+"""One move from an order to its result: which process is meant, may the caller, can it go there, and who does it.
+
+Users' orders and the balancer's go the same way.  The moving itself is the business of the home agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mig import paths
+from mig.economy.policy import Candidate, judge, order_for_start, prices
+from mig.economy.price import NodeView
+from mig.errors import BadInput, CannotMove, MigError, MoveFailed, NotPermitted, OutcomeUnknown
+from mig.inspect.facts import gather
+from mig.kernel import procfs
+from mig.model import NodeInfo, ProcessFacts
+from omdiscd.guests import Guests, Link
+from omdiscd.peers import reservation
+from omdiscd.sampler import Sampler
+from omdiscd.spawn import Spawner
+from omdiscd.targets import Targets
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, str], Awaitable[None]]
+
+GRACE = 30.0
+"""Seconds beyond the timeout in which the agent must have answered: it rolls back, or says that it does not know."""
+_DIED = 3.0
+"""Seconds given to the kernel and other helpers to settle after an agent died in the middle of a move."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a pid means here.  Exactly one of: a plain process at home, a guest of ours (``agent``), a guest that runs here (``keeper``)."""
+
+    pid: int
+    uids: tuple[int, ...]
+    comm: str
+    where: str  # name of the node on which it runs
+    home: str
+    agent: Link | None = None
+    keeper: Link | None = None
+
+    @property
+    def link(self) -> Link | None:
+        """Whom to order."""
+        return self.agent or self.keeper
+
+    @property
+    def home_pid(self) -> int:
+        """Its pid at home."""
+        return self.link.state.pid if self.link and self.link.state else self.pid
+
+
+async def silent(step: str, text: str) -> None:
+    """A progress listener that is not interested."""
+
+
+class Mover:
+    """Finds subjects and moves them."""
+
+    def __init__(self, sampler: Sampler, guests: Guests, spawner: Spawner, targets: Targets) -> None:
+        self.sampler, self.guests, self.spawner, self.targets = sampler, guests, spawner, targets
+        self.active: dict[int, str] = {}
+        """Moves that this daemon waits for: pid here, name of the target."""
+
+    # -- which process ------------------------------------------------------------------------------------------------------------
+
+    def subject(self, pid: Any) -> Subject:
+        """What ``pid`` means; raises :class:`BadInput` when nothing that could ever move."""
+        if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 0:
+            raise BadInput(f"{pid!r} is not a process id")
+        me = self.targets.me().name
+        try:
+            status, st = procfs.status(pid), procfs.stat(pid)
+        except ProcessLookupError:
+            raise BadInput(f"there is no process {pid}") from None
+        agent, keeper = self.guests.agent(pid), self.guests.keeper(pid)
+        link = agent or keeper
+        if link and link.state:
+            s = link.state
+            return Subject(
+                pid, (status.uids[0], status.uids[2], s.uid), s.comm, s.where if agent else me, s.home, agent, keeper if not agent else None
+            )
+        if pid == 1:
+            raise BadInput("process 1 is init: it belongs to its machine")
+        if status.tgid != pid:
+            raise BadInput(
+                f"{pid} is a thread of process {status.tgid}", hint=f"a process moves with all its threads: migrate {status.tgid}"
+            )
+        if st.is_kernel_thread:
+            raise BadInput(f"process {pid} ({st.comm}) is a kernel thread")
+        if st.state in "ZX":
+            raise BadInput(f"process {pid} ({st.comm}) has ended; its parent {st.ppid} has not yet asked for its exit status")
+        return Subject(pid, (status.uids[0], status.uids[2]), st.comm, me, me)
+
+    @staticmethod
+    def permit(s: Subject, uid: int) -> None:
+        """Raises :class:`NotPermitted` unless a caller with this user id could kill the process, by the rule of kill(2)."""
+        if uid != 0 and uid not in s.uids[:2]:
+            raise NotPermitted(f"process {s.pid} ({s.comm}) belongs to user {s.uids[0]}, you are user {uid}")
+
+    # -- where to -----------------------------------------------------------------------------------------------------------------
+
+    async def destination(self, s: Subject, to: str) -> NodeInfo:
+        """The node that ``to`` (a node, ``home`` or ``balance``) means for ``s``; raises :class:`BadInput` when it runs there already."""
+        if to == "balance":
+            return await self._best_for(s)
+        n = self.targets.find(s.home if to == "home" else to)
+        if n.name == s.where:
+            place = "at home" if s.where == s.home else f"on {n.name}"
+            raise BadInput(f"process {s.pid} ({s.comm}) is {place} already; nothing was done")
+        return n
+
+    async def _best_for(self, s: Subject) -> NodeInfo:
+        if s.agent and s.where != self.targets.me().name:
+            raise BadInput(
+                f"process {s.pid} ({s.comm}) runs on {s.where}, whose own balancer looks after it", hint="name a node, or 'home'"
+            )
+        c = self.candidate(s.pid, s.comm)
+        me = self.sampler.mine()
+        nodes = self.targets.open()
+        reasons = []
+        order = order_for_start([NodeView.of(n) for n in nodes], c.k, c.rss)
+        for v in order[:3]:
+            n = next(n for n in nodes if n.id == v.id)
+            live = await self.targets.ask(n, reservation(self.targets.me().id, s.home_pid))
+            if live is None:
+                reasons.append(f"{n.name} does not answer")
+                continue
+            verdict = judge(me, live, c, self.targets.knobs, len(nodes) + 1, active=len(self.active))
+            if verdict.pays:
+                return n
+            reasons.append(verdict.why)
+        raise CannotMove(
+            f"process {s.pid} ({s.comm}) is best where it is, on {me.name}", reasons=reasons or ["no other node accepts guests"]
+        )
+
+    def candidate(self, pid: int, comm: str, *, placed: bool = False, only: frozenset[str] = frozenset()) -> Candidate:
+        """The figures of process ``pid`` and all below it, from the process table."""
+        table = self.sampler.table
+        tree = [table.processes[p] for p in (pid, *table.below(pid)) if p in table.processes]
+        return Candidate(
+            pid, comm, sum(p.cpu_s for p in tree), sum(p.rss for p in tree), sum(p.runnable for p in tree) or 1.0, placed=placed, only=only
+        )
+
+    async def obstacles(self, s: Subject, to: NodeInfo) -> tuple[list[str], ProcessFacts | None]:
+        """Everything that speaks against the move as far as this node can see, and the facts of a plain process."""
+        reasons = self.targets.against(to) if to.name != s.home else [r for r in self.targets.against(to) if "accept" not in r]
+        if s.link is not None:
+            return reasons, None
+        try:
+            facts = await asyncio.to_thread(gather, s.pid)  # it reads hundreds of files of /proc: not in the loop
+        except ProcessLookupError:
+            raise BadInput(f"there is no process {s.pid}") from None
+        return [*facts.reasons, *reasons], facts
+
+    async def plan(self, s: Subject, to: NodeInfo) -> dict[str, Any]:
+        """What a move would do, without doing it: ``plan`` (steps in words), ``reasons`` against it, ``price`` per node."""
+        reasons, facts = await self.obstacles(s, to)
+        c = self.candidate(s.pid, s.comm)
+        steps = [f"process {s.home_pid} ({s.comm}) goes from {s.where} to {to.name} ({to.addr})"]
+        if facts:
+            steps.append(f"{len(facts.tree)} process(es) with {len(facts.tids)} thread(s) move as one, {facts.rss / 1e6:.1f} MB of memory")
+            steps += [f"{'the terminal' if e.kind == 'tty' else e.key} stays at home and is passed through" for e in facts.externals]
+        steps.append(
+            f"{s.home} keeps its pid {s.home_pid}, its files and its terminal"
+            if to.name != s.home
+            else "it uses its own files directly again"
+        )
+        return {"plan": steps, "reasons": reasons, "price": self.price_rows(c)}
+
+    def price_rows(self, c: Candidate) -> list[dict[str, Any]]:
+        """The price of every open node, and of this one, for ``c``."""
+        me = self.sampler.mine()
+        return [dict(r) for r in prices([me, *map(NodeView.of, self.targets.open())], c.k, c.rss, me.id)]
+
+    # -- doing it -----------------------------------------------------------------------------------------------------------------
+
+    async def move(
+        self, s: Subject, to: NodeInfo, *, timeout: float, reason: str, progress: Progress = silent, frozen: str = ""
+    ) -> dict[str, Any]:
+        """Move ``s`` to ``to``; ``frozen`` is the cgroup in which it already stands frozen.  Returns the agent's result.
+
+        Raises :class:`CannotMove` with every reason, :class:`MoveFailed` when it was rolled back, :class:`OutcomeUnknown` when nobody
+        knows yet.
+        """
+        if s.pid in self.active:
+            raise CannotMove(
+                f"process {s.pid} ({s.comm}) is moving to {self.active[s.pid]} already", hint="wait for the move under way to end"
+            )
+        self.active[s.pid] = to.name
+        try:
+            reasons, _ = await self.obstacles(s, to)
+            if reasons:
+                raise CannotMove(f"process {s.pid} ({s.comm}) cannot move to {to.name}; nothing was touched", reasons=reasons)
+            link = s.link or await self.spawner.agent(s.pid)
+            order: dict[str, Any] = {"mode": "home" if to.name == s.home else "remote", "timeout": timeout, "reason": reason}
+            if frozen:
+                order |= {"frozen": True, "cgroup": frozen}
+            return await self._ordered(s, link, to, order, progress)
+        finally:
+            del self.active[s.pid]
+
+    async def _ordered(self, s: Subject, link: Link, to: NodeInfo, order: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        deadline = asyncio.get_running_loop().time() + float(order["timeout"]) + GRACE
+        i, answers = await link.order(op="move", to=dataclasses.asdict(to), **order)
+        try:
+            while True:
+                left = deadline - asyncio.get_running_loop().time()
+                try:
+                    m = await asyncio.wait_for(answers.get(), max(left, 0.01))
+                except TimeoutError:
+                    raise OutcomeUnknown(
+                        f"the move of process {s.pid} ({s.comm}) to {to.name} has no result yet", hint="it goes on; mosps shows its state"
+                    ) from None
+                if m is None:
+                    raise await self._abandoned(s, to)
+                if m.get("op") == "progress":
+                    await progress(str(m.get("step", "")), str(m.get("text", "")))
+                elif m.get("op") == "moved" and m.get("ok"):
+                    self._account(s, to)
+                    return dict(m["result"])
+                elif m.get("op") in ("moved", "failed"):
+                    raise MigError.from_wire(m.get("error") or {"message": f"the helper of process {s.pid} failed; see {self._log_of(s)}"})
+        finally:
+            link.done(i)
+
+    async def _abandoned(self, s: Subject, to: NodeInfo) -> MigError:
+        """The agent or keeper died while it moved the process: say what is left."""
+        await asyncio.sleep(_DIED)
+        state = procfs.state(s.pid)
+        where = f"process {s.pid} ({s.comm})"
+        log_hint = f"the helper's log: {self._log_of(s)}"
+        if state is None:
+            return MigError(f"{where} has ended while it was moved to {to.name}", hint=log_hint)
+        if s.link is None and self.guests.agent(s.pid) is None:
+            return MoveFailed(f"the home agent died while it moved {where}; it is at home, in state {state}", hint=log_hint)
+        return OutcomeUnknown(f"the helper that moved {where} to {to.name} died; mosps shows where it is", hint=log_hint)
+
+    @staticmethod
+    def _log_of(s: Subject) -> str:
+        return str(paths.LOGS / (f"agent-{s.home_pid}.log" if s.keeper is None else f"keeper-*-{s.home_pid}.log"))
+
+    def _account(self, s: Subject, to: NodeInfo) -> None:
+        me = self.targets.me()
+        if s.where == me.name:
+            self.sampler.loads.left()
+        if to.id != me.id:
+            to.load += 1.0 / (to.cpus * to.speed)  # until its next datagram: what we sent there ourselves
+        self.sampler.publish()
+
+    def is_ours(self, pid: int) -> bool:
+        """Whether this is omdiscd or one of its helpers."""
+        return pid == os.getpid() or pid in self.spawner.pids or pid in self.guests.helpers()

@@ -1,0 +1,255 @@
+"""What the control socket can be asked to do: one method an operation, each of which judges its caller."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mig import paths
+from mig.config import Config
+from mig.economy.policy import judge, order_for_start
+from mig.economy.price import NodeView, added
+from mig.errors import BadInput, CannotMove, NotPermitted
+from mig.kernel import procfs
+from mig.model import NodeInfo
+from omdiscd.balancer import Balancer
+from omdiscd.checks import checks
+from omdiscd.control import Call, Caller, Handler
+from omdiscd.discovery import Discovery
+from omdiscd.events import Events
+from omdiscd.guests import Guests
+from omdiscd.jobs import Job, Jobs
+from omdiscd.moves import Mover, Subject
+from omdiscd.peers import reservation
+from omdiscd.targets import Targets
+
+_START_MEM = 50 << 20
+"""Bytes that a job is guessed to need before it runs."""
+
+
+class Operations:
+    """The handlers; :meth:`table` maps them to their names on the wire."""
+
+    def __init__(
+        self, config: Config, targets: Targets, guests: Guests, mover: Mover, jobs: Jobs, balancer: Balancer, events: Events,
+        discovery: Discovery, accept: Callable[[bool, str], None],
+    ) -> None:  # fmt: skip
+        self.config, self.targets, self.guests, self.mover, self.jobs = config, targets, guests, mover, jobs
+        self.balancer, self.events_, self.discovery, self._accept = balancer, events, discovery, accept
+
+    def table(self) -> dict[str, Handler]:
+        """Handlers by op."""
+        return {
+            "status": self.status, "whois": self.whois, "guests": self.list_guests, "migrate": self.migrate, "job": self.job,
+            "block": self.block, "noblock": self.noblock, "lock": self.lock, "unlock": self.unlock, "why": self.why,
+            "events": self.events, "doctor": self.doctor,
+        }  # fmt: skip
+
+    # -- looking ------------------------------------------------------------------------------------------------------------------
+
+    async def status(self, call: Call) -> dict[str, Any]:
+        """``{node?}`` -> ``{nodes, self}``."""
+        node = call.request.get("node")
+        nodes = [self.targets.find(str(node))] if node not in (None, "") else self.targets.nodes()
+        return {"nodes": [dataclasses.asdict(n) for n in nodes], "self": self.targets.me().name, "auto": self.config.auto}
+
+    async def whois(self, call: Call) -> dict[str, Any]:
+        """``{node}`` -> ``{node: NodeInfo}``."""
+        return {"node": dataclasses.asdict(self.targets.find(str(call.request.get("node", ""))))}
+
+    async def list_guests(self, call: Call) -> dict[str, Any]:
+        """``{all}`` -> ``{guests}``: guests of ours, guests that run here, jobs; without ``all`` only the caller's (root: all)."""
+        rows = self.guests.rows()
+        rows += self.jobs.rows({r.pid for r in rows if r.role == "agent"})
+        uid = call.caller.uid
+        if not call.request.get("all") and uid != 0:
+            rows = [r for r in rows if r.uid == uid]
+        out = []
+        for r in sorted(rows, key=lambda r: (r.home, r.pid)):
+            why_not = r.cantmove or self.balancer.reasons.get(r.host_pid or r.pid, [])
+            out.append(dataclasses.asdict(r) | {"cantmove": why_not, "locked": r.locked or self._locked(r.pid, r.role)})
+        return {"guests": out}
+
+    def _locked(self, pid: int, role: str) -> bool:
+        j = self.jobs.table.get(pid)
+        return role != "keeper" and j is not None and j.locked
+
+    async def doctor(self, call: Call) -> dict[str, Any]:
+        """``{}`` -> ``{checks: [{name, ok, text, remedy}]}``: what the daemon knows of itself; the tool adds the machine."""
+        return {"checks": [dataclasses.asdict(c) for c in checks(self.config, self.targets, self.discovery)]}
+
+    async def events(self, call: Call) -> dict[str, Any]:
+        """``{follow, since?}``: the events after ``since`` (wall time), as ``{events}`` or, followed, as a stream of ``{event}``."""
+        since = float(call.request.get("since") or 0)
+        if not call.request.get("follow"):
+            return {"events": self.events_.since(since)}
+        queue = self.events_.follow()
+        try:
+            for e in self.events_.since(since):
+                await call.item(event=e)
+            while (event := await queue.get()) is not None:
+                await call.item(event=event)
+        finally:
+            self.events_.unfollow(queue)
+        return {"events": []}
+
+    async def why(self, call: Call) -> dict[str, Any]:
+        """``{pid}`` -> ``{pid, comm, prices, nodes, reasons, text}``: the price of every node for it, and why it stays or goes."""
+        s = self._subject(call)
+        reasons = await self.balancer.why_not(s.pid)
+        if s.agent and s.where != self.targets.me().name:
+            text = f"process {s.pid} ({s.comm}) runs on {s.where}; the balancer there decides"
+            return {"pid": s.pid, "comm": s.comm, "prices": [], "nodes": [], "reasons": reasons, "text": text}
+        c = self.mover.candidate(s.pid, s.comm, placed=self.balancer.placed(s.pid))
+        me, nodes = self.mover.sampler.mine(), self.targets.open()
+        verdicts = []
+        for n in nodes:
+            live = await self.targets.ask(n, reservation(self.targets.me().id, s.home_pid))
+            if live is None:
+                verdicts.append({"node": n.name, "pays": False, "why": f"{n.name} does not answer, or accepts nobody"})
+                continue
+            v = judge(me, live, c, self.targets.knobs, len(nodes) + 1)
+            verdicts.append({"node": n.name, "pays": v.pays, "gain_s": round(v.gain, 3), "why": v.why})
+        goes = [v for v in verdicts if v["pays"]]
+        text = f"process {s.pid} ({s.comm}) has used {c.cpu_s:.1f} s of CPU, {c.rss >> 20} MiB, {c.threads:.1f} runnable threads; "
+        text += "it stays: " + reasons[0] if reasons else f"it goes to {goes[0]['node']}" if goes else "it stays: no node is better"
+        return {"pid": s.pid, "comm": s.comm, "prices": self.mover.price_rows(c), "nodes": verdicts, "reasons": reasons, "text": text}
+
+    # -- changing -----------------------------------------------------------------------------------------------------------------
+
+    async def migrate(self, call: Call) -> dict[str, Any]:
+        """``{pid, to, dry_run, timeout}`` -> progress ``{step, text}``, then ``{result}`` or, dry, ``{plan, reasons, price}``."""
+        r = call.request
+        if not isinstance(r.get("to"), str) or not r["to"]:
+            raise BadInput("a move needs a destination: a node, 'home' or 'balance'")
+        timeout = _seconds(r.get("timeout"), self.config.move_timeout_s)
+        s = self._subject(call)
+        to = await self.mover.destination(s, r["to"])
+        if r.get("dry_run"):
+            return {"result": await self.mover.plan(s, to)}
+
+        async def progress(step: str, text: str) -> None:
+            await call.item(step=step, text=text)
+
+        result = await self.mover.move(s, to, timeout=timeout, reason=f"user {call.caller.uid} asked", progress=progress)
+        return {"result": result}
+
+    async def job(self, call: Call) -> dict[str, Any]:
+        """``{pid, flags}``: a process becomes a managed job -> ``{hold: False}`` or, to start elsewhere, ``{hold: True, to}``."""
+        s = self._subject(call)
+        if s.link is not None:
+            raise BadInput(f"process {s.pid} ({s.comm}) is a guest already")
+        flags = call.request.get("flags") or {}
+        if not isinstance(flags, dict):
+            raise BadInput("flags must be a map")
+        names = [self.targets.find(str(n)).name for n in flags.get("nodes") or ()]
+        home = bool(flags.get("home"))
+        job = Job(
+            s.pid, procfs.stat(s.pid).start, s.uids[0], s.comm, home=home, locked=bool(flags.get("locked")), quiet=bool(flags.get("quiet")),
+            nodes=names, placed=not home and bool(flags.get("node") or flags.get("best") or names),
+        )  # fmt: skip
+        to = None if home else await self._start_node(s, flags, names)
+        if to is not None:
+            await self.jobs.hold(job, to)
+        self.jobs.register(job)
+        return {"hold": to is not None, "to": to.name if to else self.targets.me().name}
+
+    async def _start_node(self, s: Subject, flags: dict[str, Any], names: list[str]) -> NodeInfo | None:
+        """Where a new job starts; None: here."""
+        me = self.targets.me()
+        if flags.get("node"):
+            n = self.targets.find(str(flags["node"]))
+            if reasons := self.targets.against(n):
+                raise CannotMove(f"the job cannot start on {n.name}", reasons=reasons)
+            return None if n.id == me.id else n
+        if not (flags.get("best") or names):
+            return None
+        nodes = {n.id: n for n in self.targets.open() if not names or n.name in names}
+        here = self.mover.sampler.mine()
+        choice = [NodeView.of(n) for n in nodes.values()]
+        live = {here.id: here} if not names or me.name in names else {}
+        who = reservation(me.id, s.pid)
+        for v in order_for_start(choice, 1, _START_MEM)[:3]:
+            if answer := await self.targets.ask(nodes[v.id], who):
+                live[v.id] = answer
+        count = len(nodes) + 1
+        # equal nodes: here, where nothing has to be sent
+        for v in sorted(live.values(), key=lambda v: (added(v, 1, _START_MEM, count), v.id != here.id, v.id)):
+            if v.id == here.id:
+                return None
+            if not await self.targets.reserve(nodes[v.id], who, 1, _START_MEM):
+                return nodes[v.id]
+        if names:
+            raise CannotMove(
+                f"none of {', '.join(names)} takes the job now",
+                reasons=[r for n in names for r in self.targets.against(self.targets.find(n))],
+            )
+        return None
+
+    async def block(self, call: Call) -> dict[str, Any]:
+        """No new guests from now on."""
+        _only_root(call.caller, "block this node")
+        self._accept(False, "blocked by its administrator")
+        return {}
+
+    async def noblock(self, call: Call) -> dict[str, Any]:
+        """Guests are welcome again."""
+        _only_root(call.caller, "unblock this node")
+        self._accept(True, "")
+        return {}
+
+    async def lock(self, call: Call) -> dict[str, Any]:
+        """``{pid}``: the balancer leaves it alone."""
+        return await self._lock(call, True)
+
+    async def unlock(self, call: Call) -> dict[str, Any]:
+        """``{pid}``: the balancer may move it again."""
+        return await self._lock(call, False)
+
+    async def _lock(self, call: Call, on: bool) -> dict[str, Any]:
+        s = self._subject(call)
+        if s.link is not None:
+            await s.link.send(op="lock", on=on)
+        if s.keeper is None:
+            # the flag of the job stays when its agent ends with it at home
+            st = procfs.stat(s.pid)
+            job = self.jobs.table.get(s.pid) or Job(s.pid, st.start, s.uids[0], s.comm)
+            job.locked = on
+            self.jobs.register(job)
+        return {"pid": s.pid, "locked": on}
+
+    def _subject(self, call: Call) -> Subject:
+        s = self.mover.subject(call.request.get("pid"))
+        if self.mover.is_ours(s.pid):
+            raise BadInput(f"process {s.pid} ({s.comm}) is part of omdiscd itself")
+        self.mover.permit(s, call.caller.uid)
+        return s
+
+
+def _only_root(caller: Caller, what: str) -> None:
+    if caller.uid != 0:
+        raise NotPermitted(f"only root may {what}")
+
+
+def _seconds(value: Any, default: float) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise BadInput(f"timeout {value!r} is not a number of seconds")
+    return float(value)
+
+
+def remember_block(blocked: bool) -> None:
+    """Keep a block over a restart of omdiscd (not over a boot)."""
+    f = paths.RUN / "blocked"
+    if blocked:
+        f.write_text(f"{time.time():.0f}\n")
+    else:
+        f.unlink(missing_ok=True)
+
+
+def is_blocked() -> bool:
+    """Whether an earlier omdiscd of this boot was told to block."""
+    return (paths.RUN / "blocked").exists()

@@ -1,0 +1,147 @@
+"""The TCP listener: other nodes ask how we are, reserve a place, bring a guest, or ask what became of one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mig import wire
+from mig.config import Config
+from mig.migration import journal
+from mig.model import NodeInfo, ProcessFacts
+from omdiscd.admission import Reservations, admit, refusals
+from omdiscd.events import Events
+from omdiscd.guests import Guests
+from omdiscd.sampler import Sampler
+from omdiscd.spawn import Spawner
+
+log = logging.getLogger(__name__)
+
+_IDLE = 30.0
+"""Seconds between two requests on one connection."""
+_BACKLOG = 64
+
+
+class PeerServer:
+    """Accepts proved connections; each carries any number of questions, or ends as a keeper's."""
+
+    def __init__(self, config: Config, key: bytes, sampler: Sampler, guests: Guests, spawner: Spawner, events: Events) -> None:
+        self.config, self.key, self.sampler, self.guests, self.spawner, self.events = config, key, sampler, guests, spawner, events
+        self.reservations = Reservations()
+        self.on_arrival: Callable[[], None] = lambda: None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+
+    def start(self, addr: str, port: int) -> None:
+        """Listen; raises ``OSError`` when the port is taken."""
+        s = socket.socket(
+            socket.AF_INET6 if ":" in addr else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        )
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind((addr, port))
+        s.listen(_BACKLOG)
+        self._listener = s
+
+    async def run(self) -> None:
+        """Accept until cancelled."""
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                conn, source = await loop.sock_accept(self._listener)
+            except OSError as e:
+                log.warning("accept: %s", e)  # out of descriptors, or the peer gave up in the queue
+                await asyncio.sleep(0.1)
+                continue
+            task = asyncio.ensure_future(self._serve(conn, str(source[0])))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """Stop listening; keepers keep their connections."""
+        if self._listener is not None:
+            self._listener.close()
+        for t in self._tasks:
+            t.cancel()
+
+    def live(self, *, but: str = "") -> tuple[NodeInfo, float, int]:
+        """Our entry as of now, and the threads and bytes that are promised to others than ``but``."""
+        _, k, mem = self.reservations.total(time.monotonic(), but=but)
+        return dataclasses.replace(self.sampler.live(), guests=self.guests.hosted()), k, mem
+
+    async def _serve(self, conn: socket.socket, source: str) -> None:
+        conn.setblocking(False)
+        try:
+            wire.tune(conn)
+            await wire.prove(conn, self.key, server=True)
+            while True:
+                m = await asyncio.wait_for(wire.arecv(conn), _IDLE)
+                if m.get("op") == "prepare":
+                    await self._prepare(conn, m, source)
+                    return
+                await wire.asend(conn, **self._answer(m))
+        except (EOFError, TimeoutError):
+            pass  # the peer has asked all that it wanted
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            log.warning("connection from %s: %s: %s", source, type(e).__name__, e)
+        finally:
+            conn.close()
+
+    def _answer(self, m: dict[str, Any]) -> dict[str, Any]:
+        op = m.get("op")
+        if op == "ask":
+            return {"op": "answer", "mid": m["mid"], "state": journal.verdict(str(m["mid"]))}
+        if op == "info":
+            info, k, mem = self.live(but=str(m.get("who", "")))
+            return {"op": "info", "node": dataclasses.asdict(info), "reserved_k": k, "reserved_mem": mem}
+        if op == "reserve":
+            return self._reserve(str(m["who"]), float(m["k"]), int(m["mem"]))
+        if op == "release":
+            self.reservations.release(str(m["who"]))
+            return {"op": "released"}
+        return {"op": "unknown", "asked": str(op)[:40]}
+
+    def _reserve(self, who: str, k: float, mem: int) -> dict[str, Any]:
+        now = time.monotonic()
+        count, _, held = self.reservations.total(now, but=who)
+        reasons = refusals(self.sampler.info)
+        if count >= self.config.transfers:
+            reasons.append(f"{self.sampler.info.name} is receiving {count} guests already")
+        if mem > self.sampler.info.mem_free - held - self.config.mem_reserve:
+            reasons.append(f"{self.sampler.info.name} has no room for {mem >> 20} MiB")
+        if not reasons:
+            self.reservations.hold(now, who, k, mem)
+        return {"op": "reserved", "ok": not reasons, "reasons": reasons}
+
+    async def _prepare(self, conn: socket.socket, m: dict[str, Any], source: str) -> None:
+        facts, home = ProcessFacts.from_map(m["facts"]), NodeInfo.from_map(m["home"])
+        who = reservation(home.id, facts.pid)
+        info, _, reserved = self.live(but=who)
+        reasons = admit(facts, home, info, self.config, hosted=info.guests, reserved_mem=reserved)
+        if int(m.get("v", wire.VERSION)) > wire.VERSION or int(m.get("v", wire.VERSION)) < wire.OLDEST:
+            reasons.append(f"{info.name} speaks version {wire.VERSION}, the source {m.get('v')}")
+        self.reservations.release(who)
+        if reasons:
+            log.info("process %d (%s) of %s refused: %s", facts.pid, facts.comm, home.name, "; ".join(reasons))
+            self.events.add(
+                "refuse", pid=facts.pid, comm=facts.comm, home=home.name, to=info.name, outcome="refused", reason="; ".join(reasons)
+            )
+            await wire.asend(conn, op="refused", reasons=reasons)
+            return
+        pid = self.spawner.keeper(conn, m)
+        log.info("keeper %d prepares for process %d (%s) of %s, asked by %s", pid, facts.pid, facts.comm, home.name, source)
+        if home.id != info.id:
+            # it counts before the samples see it, so that the next one who asks gets the truth
+            self.sampler.loads.arrived()
+            self.sampler.publish()
+        self.on_arrival()
+
+
+def reservation(home: int, pid: int) -> str:
+    """The name under which a place for this process is reserved."""
+    return f"{home}-{pid}"

@@ -1,0 +1,249 @@
+"""The node's configuration: one flat TOML file, ``/etc/mig/omdiscd.toml``.
+
+Every key has a default that suits a machine that nobody configured.  Each knob says what it is, which way to turn it, what that costs
+and why its default is what it is.  Unknown keys and wrong types are errors: a typing mistake must not silently be a default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import ipaddress
+import tomllib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from mig import paths
+from mig.errors import BadInput
+
+AUTO = ("mosrun", "all", "none")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All knobs of one node.  Seconds, bytes and bytes/s unless the comment says otherwise."""
+
+    # -- who this node is ---------------------------------------------------------------------------------------------------------
+
+    # Number of the node, 1..65535, unique in the pool.  0: the low 16 bits of its IPv4 address, which are unique inside one /16 network
+    # and stay the same as long as the address does.  Set it where addresses come from DHCP or from several networks.
+    id: int = 0
+    # Name shown to people and accepted wherever a node is asked for.  "": the host name.
+    name: str = ""
+    # Address that peers use.  "": the first IPv4 address of the first interface in `interfaces`, else of the default route.
+    addr: str = ""
+    # UDP and TCP port, equal on all nodes of a pool.  Two pools on one wire need two ports (or two keys: then they ignore each other).
+    port: int = 7230
+
+    # -- finding the others -------------------------------------------------------------------------------------------------------
+
+    # Interfaces on which hellos are sent and heard; `omdiscd -i` overrides it.  Empty: the one that has `addr`.
+    interfaces: tuple[str, ...] = ()
+    # Multicast group of the hellos (site-local scope, hop limit 1).  "": no multicast.  It costs one datagram a `hello_s` and interface.
+    multicast: str = "239.192.72.30"
+    # "ADDR" or "ADDR:PORT" of nodes to try where multicast is blocked.  One living seed suffices: it tells of all the others.
+    seeds: tuple[str, ...] = ()
+    # Interval of hellos.  Shorter: a new node is found sooner; cost: a datagram to the group and to each seed that is not alive.
+    # For its first 5 s a node says hello each second, so the default matters only after a broken network has healed.
+    hello_s: float = 5.0
+    # Interval of the load vector.  Information is about ln(nodes) intervals old; cost grows with 1/interval.  One second is a tenth of
+    # what a move takes to pay off, and the balancer asks its targets for their live state anyway.
+    gossip_s: float = 1.0
+    # Random peers that get the vector in each interval; in pools up to this size + 1 simply everybody.  More: fresher, n times the bytes.
+    fanout: int = 6
+    # A peer unheard of for this long is suspect: nothing is sent there.  Five lost datagrams in a row do not happen on a working wire.
+    suspect_s: float = 5.0
+    # ... and dead after this long: agents of guests there are told.  Shorter: they learn sooner; cost: a stalled node is taken for dead.
+    dead_s: float = 8.0
+    # Dead nodes are shown for this long and then forgotten.
+    forget_s: float = 3600.0
+
+    # -- what this node is worth --------------------------------------------------------------------------------------------------
+
+    # Speed of one of its CPUs relative to a standard CPU (1.0).  0: measured at the first start after each boot (0.1 s).
+    speed: float = 0.0
+    # Number of CPUs that processes here can really use; may be a fraction, as with a CPU quota.  0: as the scheduler and the cgroup say.
+    cpus: float = 0.0
+    # Memory for processes.  0: the cgroup's limit, else the machine's.
+    mem_total: int = 0
+    # Interval of load samples.  A sample is exact (run and wait times as the kernel counted them), so more of them buy only a shorter
+    # delay.  Cost: a scan of the active processes, about 15 us each.
+    sample_s: float = 1.0
+
+    # -- whom it takes in ---------------------------------------------------------------------------------------------------------
+
+    # Whether guests are accepted at all when the daemon starts; `mosctl block` changes it at run time.
+    accept: bool = True
+    # Users and groups whose processes may come, as first and last id.  The default leaves system accounts and `nobody` out.
+    uids: tuple[int, int] = (1000, 65533)
+    gids: tuple[int, int] = (1000, 65533)
+    # Whether guests may be root's, and then also any other user's.  Whoever is root on a node of the pool then acts as root here: only
+    # where all nodes trust each other.
+    allow_root_guests: bool = False
+    # Guests beyond this many are refused.  A keeper with its helpers costs about 60 MB.
+    max_guests: int = 64
+    # Free memory that a guest must leave.  More: safer against swapping; cost: fewer guests.
+    mem_reserve: int = 64 << 20
+
+    # -- what it sends away by itself -----------------------------------------------------------------------------------------------
+
+    # Which processes the balancer may move: "mosrun" those started by mosrun and their children, "all" every suitable one, "none" none.
+    auto: Literal["mosrun", "all", "none"] = "mosrun"
+    # Command names (as in ps -o comm) that the balancer never touches, whatever `auto` says.
+    never: tuple[str, ...] = ("systemd", "sshd", "sudo", "login", "dbus-daemon", "Xorg", "Xwayland", "gnome-shell", "dockerd")
+    # Interval of balancing decisions.  Shorter: bursts spread faster; cost: the price of every pair of candidate and node each time.
+    balance_s: float = 1.5
+    # A process is left alone until it is this old: most processes die young, and an age predicts the time that is left.
+    min_age_s: float = 2.0
+    # ... and after each of its moves for this long; after a failed one for ten times as long.  Longer: calmer; cost: slower corrections.
+    rest_s: float = 3.0
+    # Hysteresis: a move must save (1 + epsilon) x what it costs the target.  More: fewer moves, larger imbalance left.  Measured: 0.5 is as
+    # good as 0.1 with half the moves for jobs started at home; jobs whose node was chosen at the start need 1.0.
+    epsilon_home: float = 0.5
+    epsilon_placed: float = 1.0
+    # What a move costs: the freeze, and the share of a CPU that a running transfer takes at either end.
+    freeze_s: float = 0.1
+    transfer_cpu: float = 0.1
+    # Line rate for guessing the time of a transfer.  1 Gbit/s.  Too low a value keeps large processes at home.
+    bandwidth: float = 125e6
+    # Simultaneous transfers of this node, in or out.  Two keep the line busy during one's freeze; more only delay each other.
+    transfers: int = 2
+    # A move that takes longer is abandoned unless the user gave --timeout; before its commit that means: runs where it was.
+    move_timeout_s: float = 300.0
+
+    @classmethod
+    def from_map(cls, m: dict[str, Any], *, source: str = "configuration") -> Self:
+        """Check types and ranges of a parsed TOML table; raises :class:`BadInput` with every mistake found."""
+        hints = typing.get_type_hints(cls)
+        wrong: list[str] = []
+        values: dict[str, Any] = {}
+        for key, value in m.items():
+            if key not in hints:
+                near = difflib.get_close_matches(key, hints, 1)
+                wrong.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                continue
+            try:
+                values[key] = _convert(value, hints[key])
+            except (TypeError, ValueError) as e:
+                wrong.append(f"{key} = {value!r}: {e}")
+        c = cls(**values)
+        wrong += c.mistakes()
+        if wrong:
+            raise BadInput(f"{source} is not valid", reasons=wrong)
+        return c
+
+    def mistakes(self) -> list[str]:
+        """Values that have the right type and make no sense."""
+        out: list[str] = []
+        if not 0 <= self.id <= 0xFFFF:
+            out.append(f"id = {self.id}: must be 1..65535, or 0 to derive it from the address")
+        if not 0 < self.port <= 0xFFFF:
+            out.append(f"port = {self.port}: must be 1..65535")
+        if self.addr and not _is_address(self.addr):
+            out.append(f"addr = {self.addr!r}: not an IP address")
+        if self.multicast and not (_is_address(self.multicast) and ipaddress.ip_address(self.multicast).is_multicast):
+            out.append(f"multicast = {self.multicast!r}: not a multicast address")
+        for s in self.seeds:
+            try:
+                split_address(s, self.port)
+            except ValueError as e:
+                out.append(f"seeds: {e}")
+        for f in _POSITIVE:
+            if getattr(self, f) <= 0:
+                out.append(f"{f} = {getattr(self, f)}: must be greater than 0")
+        for f in _NOT_NEGATIVE:
+            if getattr(self, f) < 0:
+                out.append(f"{f} = {getattr(self, f)}: must not be negative")
+        if self.dead_s <= self.suspect_s:
+            out.append(f"dead_s = {self.dead_s}: must be greater than suspect_s = {self.suspect_s}")
+        for f in ("uids", "gids"):
+            low, high = getattr(self, f)
+            if low > high:
+                out.append(f"{f} = [{low}, {high}]: first is greater than last")
+        return out
+
+    def describe(self) -> str:
+        """The effective values as TOML, as ``omdiscd --check-config`` prints them."""
+        return "\n".join(f"{f.name} = {_toml(getattr(self, f.name))}" for f in dataclasses.fields(self))
+
+
+_POSITIVE = ("hello_s", "gossip_s", "fanout", "suspect_s", "forget_s", "sample_s", "balance_s", "bandwidth", "transfers", "move_timeout_s")
+_NOT_NEGATIVE = (
+    "speed", "cpus", "mem_total", "max_guests", "mem_reserve", "min_age_s", "rest_s", "epsilon_home", "epsilon_placed", "freeze_s",
+    "transfer_cpu",
+)  # fmt: skip
+
+
+def load(path: Path | None = None) -> Config:
+    """Read the file, ``paths.CONFIG`` by default; a missing default file means all defaults, a missing named one is an error."""
+    file = path or paths.CONFIG
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise BadInput(f"there is no configuration file {file}") from None
+    except OSError as e:
+        raise BadInput(f"cannot read {file}: {e.strerror}") from e
+    try:
+        m = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise BadInput(f"{file} is not TOML: {e}") from e
+    return Config.from_map(m, source=str(file))
+
+
+def split_address(text: str, port: int) -> tuple[str, int]:
+    """``ADDR``, ``ADDR:PORT`` or ``[V6]:PORT`` into address and port; raises ``ValueError`` for anything else."""
+    host, p = text, port
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        if rest:
+            p = int(rest.removeprefix(":"))
+    elif text.count(":") == 1:
+        host, _, rest = text.partition(":")
+        p = int(rest)
+    if not _is_address(host) or not 0 < p <= 0xFFFF:
+        raise ValueError(f"{text!r} is not ADDR or ADDR:PORT")
+    return host, p
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in args:
+            raise ValueError("must be one of " + ", ".join(map(repr, args)))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError("must be a list")
+        if args[-1] is Ellipsis:
+            return tuple(_convert(v, args[0]) for v in value)
+        if len(value) != len(args):
+            raise ValueError(f"must have {len(args)} values")
+        return tuple(_convert(v, k) for v, k in zip(value, args, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(f"must be {_NAMES[kind]}")
+    return value
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+
+
+def _toml(v: Any) -> str:
+    if isinstance(v, bool):
+        return "true" if v else "false"
+    if isinstance(v, tuple):
+        return "[" + ", ".join(map(_toml, v)) + "]"
+    return '"' + v.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(v, str) else repr(v)
