@@ -39,7 +39,7 @@ def make_kdat(at: Path) -> None:
     subprocess.run(["unshare", "-m", "sh", "-c", script, str(at), *layout.command()], check=True)
 
 
-def read_line(fd: int, timeout: float = 20.0) -> bytes:
+def read_line(fd: int, timeout: float = 10.0) -> bytes:
     """A line, byte by byte, so that nothing of the next is taken."""
     line, end = b"", time.monotonic() + timeout
     os.set_blocking(fd, False)
@@ -58,9 +58,9 @@ def read_line(fd: int, timeout: float = 20.0) -> bytes:
 def read_answer(fd: int) -> dict[str, Any]:
     """The next line that is an answer; a terminal also shows the orders."""
     while True:
-        line = read_line(fd).strip()
-        if line.startswith(b"{"):
-            answer: dict[str, Any] = json.loads(line)
+        _, brace, rest = read_line(fd).partition(b"{")
+        if brace:
+            answer: dict[str, Any] = json.loads(brace + rest)
             return answer
 
 

@@ -79,12 +79,14 @@ def test_a_helper_dumps_inside_a_pid_and_mount_namespace(tmp_path: Path) -> None
     """As in a cell: pids are the cell's, CRIU is reached under the path that the cell gives it, images go to a directory held open."""
     work = tmp_path / "cell"
     work.mkdir()
-    with guests(tmp_path), (tmp_path / "out").open("wb") as out:
-        script = f"mount --bind {layout.base()} /mnt || exit 1; mkfifo {work}/hold; {tmp_path}/criu_guest count & read < {work}/hold"
+    out = tmp_path / "out"
+    with guests(tmp_path):
+        # the guest's files are opened inside: CRIU cannot follow descriptors from another mount namespace
+        guest_line = f"setsid {tmp_path}/criu_guest count > {out} 2>&1"
+        script = f"mount --bind {layout.base()} /mnt || exit 1; mkfifo {work}/hold; {guest_line} & read < {work}/hold"
         init = subprocess.Popen(
             ["unshare", "--pid", "--mount", "--ipc", "--uts", "--mount-proc", "--fork", "--kill-child", "sh", "-c", script],
             stdin=subprocess.DEVNULL,
-            stdout=out,
             start_new_session=True,
         )
         group = cgroup.Cgroup(cgroup.root() / f"mig-test-criu-{os.getpid()}-cell")
@@ -92,7 +94,7 @@ def test_a_helper_dumps_inside_a_pid_and_mount_namespace(tmp_path: Path) -> None
         img.mkdir()
         img_fd = os.open(img, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            until(lambda: "ready" in (tmp_path / "out").read_text(), "the guest in its namespace")
+            until(lambda: out.exists() and "ready" in out.read_text(), "the guest in its namespace")
             cell_init, guest = procfs.tree(init.pid)[1:3]
             inside = procfs.status(guest).nspid[-1]
             assert inside != guest
@@ -111,7 +113,7 @@ def test_a_helper_dumps_inside_a_pid_and_mount_namespace(tmp_path: Path) -> None
             assert result.pages_bytes > 0
             assert group.is_frozen()
             assert (img / f"core-{inside}.img").exists()
-            assert any(f.name == str(tmp_path / "out") for f in images.list_files(img))
+            assert any(f.name == str(out) for f in images.list_files(img))
         finally:
             os.close(img_fd)
             init.kill()

@@ -1,0 +1,33 @@
+"""``python -m omtools.setup [bench]``: bring this clone to a state in which demo, test and bench run; quick when it is there already."""
+
+from __future__ import annotations
+
+import sys
+
+from omtools.setup import base, criu, debian, helpers, python_env
+
+
+def main(argv: list[str]) -> int:
+    """Do what is missing; 0, or 1 with what failed and what to do."""
+    groups = ["base", "demo", *argv]
+    try:
+        unknown = [g for g in groups if g not in debian.PACKAGES]
+        if unknown:
+            raise base.SetupError(f"no such group of packages: {', '.join(unknown)}", f"known: {', '.join(debian.PACKAGES)}")
+        debian.install(groups)
+        debian.load_fuse()
+        python_env.create()
+        helpers.build()
+        criu.install()
+    except base.SetupError as e:
+        base.say(f"error: {e}")
+        if e.hint:
+            base.say(f"  ({e.hint})")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,41 @@
+"""The two C programs: the deputy, a static program without libc, and CRIU's shim, a preloaded library."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from omtools.setup.base import LIBEXEC, ROOT, SetupError, run, say, stamp, stamped
+
+_DEPUTY = [
+    *("-O1", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-builtin", "-fcf-protection=none"),
+    *("-fno-pie", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-s"),
+]
+_SHIM = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Wno-builtin-declaration-mismatch"]
+SHIM = LIBEXEC / "shim.so"
+
+
+def build() -> None:
+    """Compile what is missing or older than its source."""
+    if platform.machine() != "x86_64":
+        raise SetupError(f"this machine is {platform.machine()}", "the deputy and the kernel layer know x86-64 only")
+    _compile(ROOT / "mig" / "deputy" / "deputy.c", LIBEXEC / "deputy", _DEPUTY)
+    _compile(ROOT / "mig" / "criu" / "shim.c", SHIM, _SHIM)
+
+
+def _compile(source: Path, target: Path, flags: list[str]) -> None:
+    key = f"{hashlib.sha256(source.read_bytes()).hexdigest()} {' '.join(flags)}"
+    if stamped(target.name, key) and target.exists():
+        return
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        raise SetupError(f"no C compiler to build {source.name} with", "on Debian and Ubuntu: apt-get install gcc libc6-dev")
+    say(f"compiling {source.name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(target.name + ".new")
+    run([compiler, *flags, "-o", new, source])
+    os.replace(new, target)  # a running deputy keeps the old file
+    stamp(target.name, key)
