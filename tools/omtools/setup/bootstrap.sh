@@ -4,7 +4,8 @@ set -eu
 root=$(cd "$(dirname "$0")/../../.." && pwd)
 
 find_python() {
-	for p in python3 /usr/bin/python3 python3.11 python3.12 python3.13 python3.14; do
+	# the distribution's first: one under somebody's home directory could not be run by the lab's other users
+	for p in /usr/bin/python3 python3 python3.11 python3.12 python3.13 python3.14; do
 		if command -v "$p" >/dev/null 2>&1 && "$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
 			command -v "$p"
 			return 0

@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 import sys
 
-from omtools.setup.base import ROOT, VENV, SetupError, run, say, stamp, stamped
+from omtools.setup.base import ROOT, VENV, SetupError, need_root, run, say, stamp, stamped
 
 _HINT = "is the network there, and does this machine's pip configuration (`pip config list`) name an index that answers?"
 
@@ -14,9 +14,10 @@ _HINT = "is the network there, and does this machine's pip configuration (`pip c
 def create() -> None:
     """Make the environment, or bring it up to date after pyproject.toml changed or the clone was moved."""
     python = VENV / "bin" / "python"
-    key = f"{hashlib.sha256((ROOT / 'pyproject.toml').read_bytes()).hexdigest()} {sys.version} {ROOT}"
+    key = f"{hashlib.sha256((ROOT / 'pyproject.toml').read_bytes()).hexdigest()} {ROOT}"
     if stamped("python", key) and python.exists():
         return
+    need_root("to set up the virtual environment")
     if not _works():
         say(f"creating {VENV}")
         run([sys.executable, "-m", "venv", "--clear", VENV], hint="on Debian and Ubuntu: apt-get install python3-venv")
