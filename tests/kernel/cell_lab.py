@@ -30,7 +30,8 @@ from mig.model import External, ProcessFacts
 
 HERE = Path(__file__).parent
 TOP = HERE.parents[1]
-GUEST = HERE / "cell_guest.py"
+PYTHON = next(p for p in ("/usr/bin/python3", sys.executable) if os.path.exists(p))
+"""One that every user can run."""
 
 
 def make_kdat(at: Path) -> None:
@@ -100,6 +101,9 @@ class Home:
         self.work = work
         self.group = Cgroup(cgroup.root() / f"mig-test-cell-{os.getpid()}-home")
         self.group.create()
+        self.program = Path(shutil.copy(HERE / "cell_guest.py", work))
+        for d in (work, *work.parents[:2]):
+            d.chmod(0o755)  # pytest's directories are root's alone
         self.pid = 0
         self.orders = self.answers = -1
         self.top: subprocess.Popen[bytes] | None = None
@@ -109,7 +113,7 @@ class Home:
         """Start the guest with pipes; ``shell``: by this command line of bash, which says ``"$@"`` for the guest's."""
         orders, self.orders = os.pipe()
         self.answers, answers = os.pipe()
-        argv = [sys.executable, str(GUEST), "0", "1", *args]
+        argv = [PYTHON, str(self.program), "0", "1", *args]
         if shell:
             argv = ["bash", "-c", shell, "home", *argv]
         self.top = subprocess.Popen(argv, stdin=orders, stdout=answers, stderr=subprocess.DEVNULL, user=uid, group=uid, cwd="/usr", **popen)
@@ -122,10 +126,11 @@ class Home:
 
         In the line ``GUEST`` stands for the guest's command; the terminal is its descriptor 0.
         """
-        command = [sys.executable, str(GUEST), "0", "1", *args]
+        command = [PYTHON, str(self.program), "0", "1", *args]
         self.top_pid, master = pty.fork()
         if self.top_pid == 0:
             try:
+                libc.close_range(3)
                 os.chdir("/usr")
                 if leader:
                     os.execv(command[0], command)
@@ -193,12 +198,20 @@ class Remote:
         self.cgroup = Cgroup(cgroup.root() / f"mig-test-cell-{os.getpid()}-{Remote.count}")
         self.sock, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far:
-            self.process = subprocess.Popen([sys.executable, "-m", "tests.kernel.cell_keeper", str(far.fileno())], pass_fds=[far.fileno()], cwd=TOP)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.kernel.cell_keeper", str(far.fileno())], pass_fds=[far.fileno()], cwd=TOP
+            )
         self.events: list[dict[str, Any]] = []
         self.fds: dict[str, int] = {}
         self.sock.settimeout(30)
         self._send(
-            op="start", work=str(self.work), kdat=str(kdat), facts=dataclasses.asdict(facts), img=str(img), mode=mode, cgroup=str(self.cgroup.path)
+            op="start",
+            work=str(self.work),
+            kdat=str(kdat),
+            facts=dataclasses.asdict(facts),
+            img=str(img),
+            mode=mode,
+            cgroup=str(self.cgroup.path),
         )
         try:
             self.hello = self._answer("started")
@@ -253,7 +266,9 @@ class Remote:
     @property
     def answers(self) -> int:
         """Where its answers come out."""
-        return next((self.fds[e.key] for e in self.facts.externals if e.kind == "pipe" and e.dir == "w"), self.fds.get("tty", -1))
+        if "tty" in self.fds:
+            return self.fds["tty"]
+        return next(self.fds[e.key] for e in self.facts.externals if e.kind == "pipe" and e.dir == "w")
 
     def ask(self, order: str) -> dict[str, Any]:
         """An order to the guest and its answer."""

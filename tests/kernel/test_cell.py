@@ -97,7 +97,7 @@ def test_session_leader_and_parent_are_two_processes(within: Callable[[Test], No
 
 def test_the_group_is_led_by_another_process_of_a_pipeline(within: Callable[[Test], None]) -> None:
     async def test(it: Lab) -> None:
-        it.home.by_pipes(shell='set -m; { sleep 1000; } | "$@" 0<&3; exit $?', start_new_session=True, pass_fds=(3,))
+        it.home.by_pipes(shell='exec 3<&0; set -m; sleep 1000 3<&- >&3 | "$@" 0<&3 3<&-; exit $?', start_new_session=True)
         home = it.home.ask("ids")
         assert len({home["pid"], home["ppid"], home["pgid"]}) == 3
         exits_with(await two_cells(it, home), 6)
