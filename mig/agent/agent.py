@@ -24,7 +24,7 @@ from mig.agent.home_source import PLAN, Changed, HomeSource
 from mig.agent.keeper_link import KeeperLink
 from mig.agent.switchboard import Switchboard
 from mig.agent.watchers import Reply, Watchers
-from mig.deputy import convert, link
+from mig.deputy import link
 from mig.errors import BadInput, CannotMove, MigError, OutcomeUnknown
 from mig.inspect.facts import gather
 from mig.kernel import pidfd, procfs
@@ -64,6 +64,7 @@ class Agent:
         self.frozen_original: Cgroup | None = None  # only where the conversion to a deputy failed
         self.drop_signals = 0
         self.ended = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._hop: asyncio.Future[dict[str, Any]] | None = None
         self._moving = asyncio.Lock()
         self._runner: Runner | None = None
@@ -139,7 +140,8 @@ class Agent:
         here = self.row.where
 
         def progress(step: str) -> None:
-            self._spawn(reply({"op": "progress", "id": ident, "step": step, "text": f"{self.facts.comm} ({self.pid}) {here} -> {to.name}: {step}"}))
+            text = f"{self.facts.comm} ({self.pid}) {here} -> {to.name}: {step}"
+            self._spawn(reply({"op": "progress", "id": ident, "step": step, "text": text}))
 
         async def answer(error: MigError | None, result: dict[str, Any]) -> None:
             self._tell = None  # a caller gets one answer; what comes after "unknown" is an event
@@ -236,24 +238,24 @@ class Agent:
             return
         await self._tell(
             OutcomeUnknown(
-                f"{self.facts.comm} ({self.pid}): the move to {dest} was committed and {dest} has not answered; the process stands frozen on "
-                f"{self.row.where} until that node says what became of its copy",
+                f"{self.facts.comm} ({self.pid}): the move to {dest} was committed and {dest} has not answered; the process stands "
+                f"frozen on {self.row.where} until that node says what became of its copy",
                 hint=f"bring {dest} or its network back: it then resolves itself; mosps shows its state",
             )
         )
 
     async def _left_home(self, source: HomeSource, to: NodeInfo) -> None:
         """After the commit: the cell's channels go live, and the original becomes the deputy."""
-        self.epoch = 1
         self._host_boot = to.boot
         self._set(state="settling", where=to.name, nmigs=1, since=time.time())
-        self.externals.attach(1, self.board)
+        self._arrive(1, [e.id for e in source.facts.externals])
         await self.watchers.changed()
         try:
             for p in procfs.tree(self.pid)[1:]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(p, signal.SIGKILL)
-            deputy = await convert.convert_in_helper(self.pid, str(source.group.path), self.drop_signals)
+            assert source.converter is not None
+            deputy = await source.converter.convert(self.pid, str(source.group.path), self.drop_signals)
             self.deputy = DeputyLink(deputy, self._deputy_signal, self._deputy_died)
             source.leave_group()
         except (MigError, OSError) as e:
@@ -289,16 +291,6 @@ class Agent:
         assert self.files is not None
         await self.files.ask("expire")
 
-    async def adopt_locks(self, facts: ProcessFacts) -> None:
-        """flocks that the frozen original holds are lent to the file server, so that the guest's own request finds them granted."""
-        assert self.files is not None
-        await self.files.lend(facts)
-
-    async def return_locks(self) -> None:
-        """The move was given up: what was lent comes back."""
-        if self.files is not None:
-            await self.files.take_back()
-
     def drop_epoch(self) -> None:
         """The cell that was prepared will not run."""
         self.board.drop(self.epoch + 1)
@@ -313,6 +305,7 @@ class Agent:
         epoch = self.epoch + 1
         mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
         self._hop = asyncio.get_running_loop().create_future()
+        self._arrived.clear()
         self._progress = progress
         try:
             request = await self.prepare_request(mid, epoch, mode)
@@ -325,15 +318,17 @@ class Agent:
         if not answer["ok"]:
             self.board.drop(epoch)
             raise MigError.from_wire(answer["error"])
-        await self._arrive(epoch)
+        await asyncio.wait_for(self._arrived.wait(), 10)  # the new keeper's own word: it knows what it proxies
         self._host_boot = to.boot
         self._set(where=to.name, nmigs=self.row.nmigs + 1, since=time.time())
         return dict(answer["result"])
 
-    async def _arrive(self, epoch: int) -> None:
+    def _arrive(self, epoch: int, proxied: list[int]) -> None:
+        """The guest runs in the cell ``epoch``, where ``proxied`` externals go through us."""
         if epoch > self.epoch:
             self.epoch = epoch
-            self.externals.attach(epoch, self.board)
+            self.externals.attach(epoch, self.board, proxied)
+            self._arrived.set()
 
     # -- keepers ---------------------------------------------------------------------------------------------------------------
 
@@ -355,10 +350,10 @@ class Agent:
     async def _keeper_says(self, k: KeeperLink, m: dict[str, Any]) -> None:
         match m.get("op"):
             case "running":
-                await self._arrive(k.epoch)
+                self._arrive(k.epoch, [int(i) for i in m["proxied"]])
             case "hold":
-                rest = await self.externals.hold()
-                await k.send("held", **rest)
+                await self.externals.hold()
+                await k.send("held")
             case "unhold":
                 self.externals.resume()
             case "progress":
@@ -371,10 +366,17 @@ class Agent:
                     self._hop.set_result(m)
             case "locks":
                 assert self.files is not None
-                await k.send("locks", **await self.files.ask("locks"))
-            case "yield_locks":
+                await k.send("locks", locks=(await self.files.ask("locks"))["locks"])
+            case "unlock":
                 assert self.files is not None
-                await k.send("yielded", **await self.files.ask("yield", on=bool(m.get("on"))))
+                await self.files.unlock()
+                await k.send("unlocked")
+            case "relock":
+                assert self.files is not None
+                await self.files.relock()
+                await k.send("relocked")
+            case "busy?":
+                await k.send("busy", busy=self.externals.busy())
             case "expire":
                 await self.expire_names()
                 await k.send("expired")
@@ -382,6 +384,9 @@ class Agent:
                 self._set(cpu_s=float(m.get("cpu_s", 0)), rss=int(m.get("rss", 0)))
             case "stopped" if k.epoch == self.epoch:
                 self._set(state="stopped")
+                if (terminal := self.externals.terminal) is not None:
+                    with contextlib.suppress(ConnectionError):
+                        await terminal.sync()  # what it wrote and set comes before the shell takes the terminal
                 if self.deputy is not None:
                     self.deputy.stop(int(m["sig"]))
             case "continued" if k.epoch == self.epoch:
@@ -423,8 +428,8 @@ class Agent:
         self._over = True
         log.error("the guest is lost: %s", why)
         await self.watchers.event(
-            t=time.time(), kind="lost", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="lost", reason=f"the guest is lost: {why}",
-            **{"from": self.row.where},
+            t=time.time(), kind="lost", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="lost",
+            reason=f"the guest is lost: {why}", **{"from": self.row.where},
         )  # fmt: skip
         await self._end_deputy(signal.SIGKILL)
         self._finish()
@@ -461,6 +466,12 @@ class Agent:
         self._spawn(send())
 
     def _deputy_signal(self, s: link.Signal) -> None:
+        terminal = self.externals.terminal
+        if terminal is not None and s.sig == signal.SIGWINCH and s.code == link.SI_KERNEL:
+            terminal.winsize_changed()  # the cell's terminal makes the signal by itself
+            return
+        if terminal is not None and s.sig == signal.SIGCONT:
+            terminal.check_foreground()  # a guest that reads before its cell knows would be stopped again
         from_terminal = s.code == link.SI_KERNEL and s.sig in GROUP_SIGNALS
         self._tell_keeper("signal", sig=s.sig, group=from_terminal or s.sig == signal.SIGCONT)
 

@@ -56,6 +56,17 @@ class FileServer:
             await wire.asend(self.control, op=op, **args)
             return await asyncio.wait_for(wire.arecv(self.control), 10)
 
+    async def unlock(self) -> None:
+        """Let go of all locks that the guest holds: its next copy takes them anew."""
+        for name in (await self.ask("mounts"))["mounts"]:
+            await self.ask("unlock", mount=name)
+
+    async def relock(self) -> None:
+        """The move was given up: take them again."""
+        for name in (await self.ask("mounts"))["mounts"]:
+            if lost := (await self.ask("relock", mount=name))["lost"]:
+                log.error("%d lock(s) were taken by others while the guest stood frozen; it runs on without them", lost)
+
     async def stop(self) -> None:
         """End it; idempotent."""
         self.control.close()

@@ -25,8 +25,7 @@ from mig.kernel import libc
 def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
     """The answer to one message; raises :class:`MigError` for one that is not understood."""
     match m.get("op"):
-        case "groups":  # {"groups": {uid: [gid, …]}}: supplementary groups of the guest's users
-            server.groups.clear()
+        case "groups":  # {"groups": {uid: [gid, …]}}: the supplementary groups of these users from now on
             server.groups.update({int(uid): [int(g) for g in gids] for uid, gids in m["groups"].items()})
             return {"op": "groups"}
         case "expire":

@@ -13,10 +13,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mig.agent import workdir
+from mig.agent import home_locks, workdir
 from mig.criu import images
 from mig.criu.dumper import Dumper
 from mig.deputy import mend
+from mig.deputy.helper import Helper
 from mig.errors import CannotMove, MoveFailed
 from mig.inspect.facts import gather
 from mig.kernel import cgroup, procfs
@@ -55,10 +56,12 @@ class HomeSource:
         self.dumper: Dumper | None = None
         self.old_groups: dict[int, Path] = {}
         self.calls: list[mend.Call] = []
+        self.flocks: list[home_locks.Flock] = []
         self.bytes = 0
         self.captured = False
         self.prepared: dict[str, Any] = {}
         self.seen: set[str] = set()
+        self.converter: Helper | None = None
 
     async def do(self, step: Step) -> None:
         """Do one step of the plan."""
@@ -74,7 +77,7 @@ class HomeSource:
             case Step.DUMP:
                 await self._dump()
             case Step.LOCKS:
-                await self.agent.adopt_locks(self.facts)
+                self.flocks = home_locks.release(self.group.procs())
             case Step.SHIP:
                 assert self.work is not None
                 self.bytes += await self.dest.ship(str(self.work / "img"), rest={})
@@ -98,7 +101,7 @@ class HomeSource:
             case Step.FREEZE:
                 self._thaw()
             case Step.LOCKS:
-                await self.agent.return_locks()
+                home_locks.take_again(self.flocks)
             case _:
                 pass
 
@@ -120,8 +123,8 @@ class HomeSource:
         a = self.agent
         self.seen = self._special()
         facts = gather(a.pid)
-        if facts.reasons:
-            raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=facts.reasons)
+        if reasons := [*facts.reasons, *home_locks.scan(facts.tree)[1]]:
+            raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=reasons)
         self.facts = a.facts = facts
         self.journal.write(BEGIN, pid=a.pid, start=facts.start, cgroup=str(self.group.path), to=dataclasses.asdict(self.dest.node))
         await a.open_externals(facts)
@@ -132,6 +135,7 @@ class HomeSource:
     async def _capture(self) -> None:
         self.work = workdir.make(self.mid, "source", self.facts.rss)
         self.img_fd = os.open(self.work / "img", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.converter = Helper()  # started now, so that the deputy stands in milliseconds later
         self.dumper = await Dumper.start(self.img_fd)
         self.captured = True
         if self.held is None:
@@ -212,6 +216,10 @@ class HomeSource:
     async def close(self) -> None:
         """Free what the move used on this side; the outcome does not matter."""
         self.dest.close()
+        home_locks.forget(self.flocks)
+        if self.converter is not None:
+            self.converter.__exit__(None, None, None)
+            self.converter = None
         if self.dumper is not None:
             await self.dumper.close()
             self.dumper = None

@@ -31,7 +31,8 @@ class Switchboard:
 
     async def start(self, addr: str) -> None:
         """Listen on ``addr``, any port."""
-        s = socket.socket(socket.AF_INET6 if ":" in addr else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        family = socket.AF_INET6 if ":" in addr else socket.AF_INET
+        s = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         s.bind((addr, 0))
         s.listen(64)
         self._listener = s

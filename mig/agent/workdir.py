@@ -26,4 +26,5 @@ def make(mid: str, side: str, need: int) -> Path:
             (d / "img").mkdir(parents=True)
             return d
     places = ", ".join(str(c) for c in CANDIDATES)
-    raise MoveFailed(f"no room for {need >> 20} MiB of images in any of {places}", hint="free some memory, or enlarge /run (mount -o remount,size=...)")
+    hint = "free some memory, or enlarge /run (mount -o remount,size=...)"
+    raise MoveFailed(f"no room for {need >> 20} MiB of images in any of {places}", hint=hint)

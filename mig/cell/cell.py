@@ -30,7 +30,7 @@ from mig.cell import init
 from mig.cell.foster import MAX_PACKET, say
 from mig.cell.mounts import TOOLBOX
 from mig.cell.spec import CellError, CellSpec, Continued, Event, Exited, Stopped
-from mig.criu import layout
+from mig.criu import images, layout
 from mig.kernel import procfs
 from mig.kernel.cgroup import Cgroup
 
@@ -138,12 +138,14 @@ class Cell:
         it at home.  Raises :class:`CellError` with CRIU's words; the cell is of no use then but to be killed.
         """
         self._listen()
-        say(self._control, op="restore", alternatives=sorted(alternatives))
+        tty = self.spec.terminal
+        key = images.terminals(f"/proc/self/fd/{self.spec.img_fd}").get(tty.index, "") if tty and not self.spec.terminal_is_led else ""
+        say(self._control, op="restore", alternatives=sorted(alternatives), terminal=key)
         await self._reply("barrier")
         facts = self.spec.facts
         self.guest_pid = procfs.host_pid(self.guest_cgroup.procs(), facts.pid)
         self._pidfd = os.pidfd_open(self.guest_pid)
-        if self._proxied_terminal and facts.tpgid > 0:
+        if self.spec.terminal_is_led and facts.tpgid > 0:
             await self._terminal(group=facts.tpgid)
 
     async def release(self) -> int:
@@ -174,7 +176,7 @@ class Cell:
 
         No effect without a controlling terminal, and for a guest that leads its session: there nobody else can have it.
         """
-        if self._proxied_terminal:
+        if self.spec.terminal_is_led:
             await self._terminal(on=on)
 
     def set_winsize(self, winsize: bytes) -> None:
@@ -219,12 +221,6 @@ class Cell:
             self._pidfd = -1
 
     # -- messages --------------------------------------------------------------------------------------------------------------
-
-    @property
-    def _proxied_terminal(self) -> bool:
-        """A controlling terminal whose session is led by one of ours."""
-        f = self.spec.facts
-        return self.spec.terminal is not None and f.tty_nr != 0 and f.sid not in (0, f.pid)
 
     async def _terminal(self, **order: Any) -> None:
         async with self._order:

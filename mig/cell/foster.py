@@ -45,17 +45,20 @@ def report(sock: socket.socket, step: str, e: Exception) -> None:
     say(sock, op="failed", step=getattr(e, "step", step), **error.to_wire())
 
 
-def restore(spec: CellSpec, worker: Worker, control: socket.socket, desk: Desk | None) -> None:
+def restore(spec: CellSpec, worker: Worker, slave: int, control: socket.socket, desk: Desk | None) -> None:
     """Wait for the word, restore, stand at the barrier until the next word, and let the guest go.  Raises what CRIU says.
 
     Nothing here has to run while the keeper holds the guest's cgroup frozen, in which CRIU and the guest are.
     """
     req = options.restore(spec.img_fd)
     word = wait(control, desk)
-    for given in spec.pipes:
+    inherited = [(g.external.key, g.alt_fd if g.external.id in word["alternatives"] else g.fd) for g in spec.pipes]
+    if word["terminal"]:
+        # CRIU's stdin serves only a terminal whose session is led from outside: by name it also becomes the guest's controlling one
+        inherited.append((word["terminal"], slave))
+    for key, fd in inherited:
         inherit = req.opts.inherit_fd.add()
-        inherit.key = given.external.key
-        inherit.fd = given.alt_fd if given.external.id in word["alternatives"] else given.fd
+        inherit.key, inherit.fd = key, fd
 
     def notify(name: str, _pid: int) -> bool:
         if name == "pre-resume":  # CRIU and the guest stand still until we answer

@@ -123,7 +123,7 @@ class Init:
         say(self.control, op="pivoted")
         self.step = "restore"
         if worker is not None:
-            foster.restore(spec, worker, self.control, self.desk)
+            foster.restore(spec, worker, self.slave, self.control, self.desk)
         self._let_go()
         foster.attend(spec.facts.pid, self.control, self.desk)
 
@@ -156,7 +156,7 @@ class Init:
     def _lead(self, cast: Family) -> None:
         """Become the session's leader, and the owner of its terminal."""
         os.setsid()
-        if self.slave >= 0 and self.spec.facts.tty_nr:
+        if self.spec.terminal_is_led:
             fcntl.ioctl(self.slave, termios.TIOCSCTTY, 0)
             self.desk = Desk(self.desk_sock, terminal.Foreground(self.slave, cast.background))
 
@@ -195,7 +195,7 @@ class Init:
         os.write(up, b"1")
         os.close(up)
         self.step = "restore"
-        foster.restore(self.spec, worker, self.control, self.desk)
+        foster.restore(self.spec, worker, self.slave, self.control, self.desk)
         self._let_go()
         foster.attend(self.spec.facts.pid, self.control, self.desk)
 
@@ -205,6 +205,8 @@ class Init:
 
     def _start_worker(self, launch: Launch, *, sibling: bool) -> None:
         pass_fds = [fd for g in self.spec.pipes for fd in (g.fd, g.alt_fd) if fd >= 0]
+        if self.slave >= 0:
+            pass_fds.append(self.slave)
         launch.fork(sibling=sibling, stdin=self.slave, pass_fds=pass_fds)
 
     def _await(self, cast: Family, ready: int, up: int) -> Worker | None:

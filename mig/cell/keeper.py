@@ -28,10 +28,10 @@ import msgpack
 from mig import paths, wire
 from mig.agent import workdir
 from mig.agent.watchers import Reply, Watchers
-from mig.cell import house
 from mig.cell.cell import Exited, Stopped
 from mig.cell.guest import Guest
 from mig.cell.host_source import HostSource
+from mig.cell.house import House
 from mig.cell.proxies import Proxies
 from mig.errors import BadInput, CannotMove, MigError
 from mig.kernel import libc, pidfd
@@ -62,8 +62,8 @@ class Keeper:
         self.journal = Journal(self.mid, "destination")
         self.work: Path | None = None
         self.agent: socket.socket | None = None
-        self.house: house.House | None = None
-        self.proxies = Proxies(self.facts.externals, self.mode, self._agent_send)
+        self.house: House | None = None
+        self.proxies = Proxies(self.facts.externals, self.mode)
         self.guest: Guest | None = None
         self.over = asyncio.Event()
         self._agent_lock = asyncio.Lock()
@@ -85,27 +85,28 @@ class Keeper:
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
         self.work = workdir.make(self.mid, "destination", self.facts.rss)
-        file_socks = asyncio.run(self._connect_home())
-        self.house = house.build(self.mid, self.mode, self.facts, self.work, file_socks, self.proxies)
+        asyncio.run(self._connect_home())
+        server = self.request["files"]
+        files = (str(server[0]), int(server[1]), bytes(self.request["token"])) if self.mode == "remote" else None
+        self.house = House(self.mid, self.mode, self.facts, self.work, files, self.proxies)
 
-    async def _connect_home(self) -> list[socket.socket]:
-        """Connect to the agent (one link, one connection per proxied external) and to its file server."""
+    async def _connect_home(self) -> None:
+        """Connect to the agent: one link, and one connection for each external."""
         await reach(Fault.BEFORE_PREPARE)
         addr, port = str(self.request["agent"][0]), int(self.request["agent"][1])
         try:
-            self.agent = await wire.connect(addr, port, self.key)
-            await wire.asend(self.agent, token=self.request["token"], kind="keeper", epoch=self.epoch)
+            self.agent = await self._connect_agent(addr, port, kind="keeper")
             for e in self.facts.externals:
-                if self.proxies.wants_connection(e):
-                    s = await wire.connect(addr, port, self.key)
-                    await wire.asend(s, token=self.request["token"], kind="channel", epoch=self.epoch, id=e.id)
-                    self.proxies.connected(e, s)
+                self.proxies.connected(e, await self._connect_agent(addr, port, kind="channel", id=e.id))
             self.proxies.take_real_ends(int(self.request["agent_pid"]), {int(k): int(v) for k, v in self.request["agent_fds"].items()})
-            if self.mode == "home":
-                return []
-            return await house.connect_files(str(self.request["files"][0]), int(self.request["files"][1]), self.request["token"])
         except (OSError, EOFError, TimeoutError) as e:
-            raise MigError(f"{self.node.name} cannot reach the home agent at {addr}: {e}", hint="is the network between the nodes cut one way?") from e
+            why = f"{self.node.name} cannot reach the home agent at {addr}: {e}"
+            raise MigError(why, hint="is the network between the nodes cut one way?") from e
+
+    async def _connect_agent(self, addr: str, port: int, **hello: Any) -> socket.socket:
+        s = await wire.connect(addr, port, self.key)
+        await wire.asend(s, token=self.request["token"], epoch=self.epoch, **hello)
+        return s
 
     # -- the move --------------------------------------------------------------------------------------------------------------
 
@@ -124,7 +125,6 @@ class Keeper:
     async def _to_the_barrier(self) -> None:
         assert self.house is not None and self.work is not None
         cell = self.house.cell
-        t0 = time.monotonic()
         await wire.asend(self.conn, op="prepared", took_ms=round(self.house.took_ms, 1))
         head = await wire.arecv(self.conn)
         if head.get("op") != "images":
@@ -133,9 +133,11 @@ class Keeper:
         await receive_images(self.conn, head, str(self.work / "img"))
         t1 = time.monotonic()
         await reach(Fault.BEFORE_RESTORE)
-        self.proxies.give_back({int(k): bytes(v) for k, v in head.get("rest", {}).items()})
-        await cell.restore()
-        cell.cgroup.freeze()  # the barrier: guest, foster parent and CRIU stand still together, whatever dies now
+        rest = {int(k): bytes(v) for k, v in head.get("rest", {}).items()}
+        await cell.restore(self.proxies.settle(rest, await self._busy()))
+        cell.guest_cgroup.freeze()  # the barrier: guest and CRIU stand still together, whatever dies now
+        self.guest = Guest(cell)
+        self.proxies.start(self.guest, cell.tty_master)  # the terminal is as CRIU set it; nothing flows before home attaches
         await reach(Fault.AT_BARRIER)
         await wire.asend(self.conn, op="ready", images_ms=round((t1 - t0) * 1e3, 1), restore_ms=round((time.monotonic() - t1) * 1e3, 1))
         word = await wire.arecv(self.conn)
@@ -143,11 +145,19 @@ class Keeper:
             raise Aborted(f"the source said {word.get('op')!r}")
         await reach(Fault.BEFORE_RUNNING)
         self.journal.write(RUNNING)  # accepted: from here on only its own end stops the guest
-        cell.cgroup.thaw()
-        self.guest = await Guest.released(self.house, self.facts)
+        cell.guest_cgroup.thaw()
+        await cell.release()
         await reach(Fault.AFTER_GO)
         with contextlib.suppress(OSError, EOFError):  # a lost answer is asked for again, at omdiscd
             await wire.asend(self.conn, op="running", host_pid=self.guest.pid)
+
+    async def _busy(self) -> list[int]:
+        """At home: outputs of which the agent still holds bytes that a slow reader has not taken."""
+        if self.mode != "home":
+            return []
+        assert self.agent is not None
+        await wire.asend(self.agent, op="busy?")
+        return [int(i) for i in (await asyncio.wait_for(wire.arecv(self.agent), 10))["busy"]]
 
     async def _abort(self, why: BaseException) -> None:
         """Kill the copy, then leave the tombstone: in this order, so that ``aborted`` is only ever said of a copy that is gone."""
@@ -167,10 +177,8 @@ class Keeper:
     async def _run_guest(self) -> None:
         assert self.guest is not None and self.house is not None
         self.row.state, self.row.host_pid, self.row.since = "running", self.guest.pid, time.time()
-        self.proxies.start(self.guest)
+        await self._agent_send("running", host_pid=self.guest.pid, proxied=sorted(self.proxies.proxied))
         self._spawn(self._read_agent())
-        await self._agent_send("running", host_pid=self.guest.pid)
-        await self.guest.settle()
         self.watchers.start()
         self._spawn(self._guest_events())
         self._spawn(self._report())
@@ -209,7 +217,8 @@ class Keeper:
         while True:
             await asyncio.sleep(1)
             assert self.guest is not None
-            self.row.cpu_s, self.row.rss = self.guest.usage()
+            cpu, self.row.rss = self.guest.usage()
+            self.row.cpu_s = self.facts.cpu_s + cpu
             await self._agent_send("stats", cpu_s=self.row.cpu_s, rss=self.row.rss)
 
     # -- the home agent --------------------------------------------------------------------------------------------------------
@@ -291,7 +300,8 @@ class Keeper:
             return
         pause = round((result.ended_at - result.frozen_at) * 1e3, 1)
         log.info("moved on to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
-        await self._agent_send("moved", ok=True, result={"pause_ms": pause, "bytes": source.bytes, "rounds": 0, "mode": source.carrier.mode})
+        moved = {"pause_ms": pause, "bytes": source.bytes, "rounds": 0, "mode": source.carrier.mode}
+        await self._agent_send("moved", ok=True, result=moved)
         self.over.set()
 
     def _progress(self, step: str) -> None:

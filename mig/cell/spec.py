@@ -61,6 +61,12 @@ class CellSpec:
         return next((g.external for g in self.externals if g.external.kind == "tty"), None)
 
     @property
+    def terminal_is_led(self) -> bool:
+        """Whether the terminal is the controlling one of a session that one of ours leads, not the guest itself."""
+        f = self.facts
+        return self.terminal is not None and f.tty_nr != 0 and f.sid not in (0, f.pid)
+
+    @property
     def pipes(self) -> list[Given]:
         """The pipe ends among the externals."""
         return [g for g in self.externals if g.external.kind == "pipe"]

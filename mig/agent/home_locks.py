@@ -1,0 +1,80 @@
+"""flock(2) locks that processes on this node hold through home's own kernel, let go for a move and taken again if it is given up.
+
+A frozen process cannot unlock, but the lock belongs to the open file description, of which ``pidfd_getfd`` gives us a duplicate.  Record
+locks (fcntl) belong to the process itself and cannot be dropped from outside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mig.kernel import libc
+
+log = logging.getLogger(__name__)
+
+_LINE = re.compile(r"^lock:\s+\d+: (FLOCK|POSIX|OFDLCK)\s+\S+\s+(READ|WRITE)", re.M)
+
+
+@dataclass
+class Flock:
+    """A lock that was let go; ``fd`` is our duplicate of the description that held it."""
+
+    fd: int
+    exclusive: bool
+
+
+def scan(pids: Iterable[int]) -> tuple[list[tuple[int, int, bool]], list[str]]:
+    """(pid, fd, exclusive) for every flock, and a sentence for every record lock."""
+    flocks: list[tuple[int, int, bool]] = []
+    records: list[str] = []
+    for p in pids:
+        try:
+            fds = sorted(int(x) for x in os.listdir(f"/proc/{p}/fdinfo"))
+        except FileNotFoundError:
+            continue
+        for fd in fds:
+            try:
+                with open(f"/proc/{p}/fdinfo/{fd}") as f:
+                    info = f.read()
+                for kind, mode in _LINE.findall(info):
+                    if kind == "FLOCK":
+                        flocks.append((p, fd, mode == "WRITE"))
+                    else:
+                        name = os.readlink(f"/proc/{p}/fd/{fd}")
+                        remedy = "wait until it is released, or let the program use flock"
+                        records.append(f"process {p} holds a record lock (fcntl) on {name}: {remedy}")
+            except FileNotFoundError:
+                continue  # closed meanwhile
+    return flocks, records
+
+
+def release(pids: Iterable[int]) -> list[Flock]:
+    """Let go of every flock of the frozen processes ``pids``."""
+    out: list[Flock] = []
+    for p, fd, exclusive in scan(pids)[0]:
+        copy = libc.pidfd_getfd(p, fd)
+        fcntl.flock(copy, fcntl.LOCK_UN)  # a second descriptor of one description unlocks what is unlocked: harmless
+        out.append(Flock(copy, exclusive))
+    return out
+
+
+def take_again(held: list[Flock]) -> None:
+    """The move was given up: as before, before the thaw.  A lock that somebody took meanwhile is reported, not waited for."""
+    for h in held:
+        try:
+            fcntl.flock(h.fd, (fcntl.LOCK_EX if h.exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.error("a lock was taken by somebody else while the process stood frozen; it runs on without it")
+    forget(held)
+
+
+def forget(held: list[Flock]) -> None:
+    """The guest holds them through home's file server from now on."""
+    for h in held:
+        os.close(h.fd)
+    held.clear()
