@@ -53,17 +53,20 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--link", default="0", metavar="RATE", help="speed of each node's link, as 1gbit or 100mbit (default: unlimited)")
     up.add_argument("--speed", action="append", default=[], metavar="NODE=X", help="give a node this share of a node's CPU time (0.01-1)")
     up.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="setting of every omdiscd.toml")
-    up.add_argument("--no-wait", action="store_true", help="return without waiting until the daemons see each other")
 
     for verb, text in (("run", "run a command in a node and wait for it"), ("spawn", "start a command in a node; print its PID there")):
         v = verbs.add_parser(verb, help=text)
         v.add_argument("node", metavar="NODE")
         v.add_argument("-u", "--user", default="0", metavar="UID", help="as this user: a number or a name (default: root)")
         v.add_argument("command", nargs="*", metavar="-- CMD ARG...")
+    again = [verbs.add_parser("start", help="boot a node after kill: same disk, fresh /run")]
+    again.append(verbs.add_parser("restart-daemon", help="end the node's omdiscd if it runs, and start it"))
+    for v in again:
+        v.add_argument("node", metavar="NODE")
+    for v in (up, *again):
+        v.add_argument("--no-wait", action="store_true", help="return without waiting until the daemons see each other")
     for verb, text in (
         ("kill", "power loss: every process of the node is gone, its network too"),
-        ("start", "boot a node after kill: same disk, fresh /run"),
-        ("restart-daemon", "end the node's omdiscd if it runs, and start it"),
         ("cut", "the node's link loses every packet; the node does not notice"),
         ("heal", "the node's link is whole again"),
     ):
@@ -135,7 +138,11 @@ def dispatch(args: argparse.Namespace) -> int:
         lab = _plan(args)
         power.up(lab)
         if not args.no_wait:
-            ready.wait(lab, lab.nodes)
+            try:
+                ready.wait(lab, lab.nodes)
+            except BaseException:
+                power.down(lab)
+                raise
         return 0
     if args.verb == "down":
         from . import power
@@ -159,12 +166,15 @@ def dispatch(args: argparse.Namespace) -> int:
 
         print(enter.spawn(lab, node, _command(args), user=args.user))
         return 0
-    from . import enter, power
+    from . import enter, power, ready
 
     if args.verb == "restart-daemon":
         enter.start_daemon(lab, node)
     else:
-        getattr(power, args.verb)(lab, node)
+        verb = {"kill": power.kill, "start": power.start, "cut": power.cut, "heal": power.heal}[args.verb]
+        verb(lab, node)
+    if args.verb in ("start", "restart-daemon") and not args.no_wait:
+        ready.wait_for_restarted(lab, node)
     return 0
 
 
@@ -181,6 +191,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except MigError as e:
         print("\n".join(f"moslab: {line}" if i == 0 else line for i, line in enumerate(e.lines())), file=sys.stderr)
         status = getattr(e, "exit_status", e.exit_code)
+    except OSError as e:  # the kernel refused something that is not the user's fault
+        print(f"moslab: {e}", file=sys.stderr)
+        status = MigError.exit_code
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

@@ -131,9 +131,13 @@ def _make_tree(lab: Lab, node: Node, directory: Path) -> None:
 def _elsewhere() -> list[Path]:
     """Directories of the project and of its Python that are not on the root file system: the overlay does not show them."""
     device = os.stat("/").st_dev
+    return sorted(p for p in _own_places() if p.stat().st_dev != device)
+
+
+def _own_places() -> set[Path]:
+    """Where the project and its Python lie."""
     project = Path(omtools.__file__).resolve().parents[2]
-    wanted = {Path(p).resolve() for p in (sys.prefix, sys.base_prefix, Path(sys.executable).resolve().parent, project)}
-    return sorted(p for p in wanted if p.stat().st_dev != device)
+    return {Path(p).resolve() for p in (sys.prefix, sys.base_prefix, Path(sys.executable).resolve().parent, project)}
 
 
 def _mount_cgroups(where: Path) -> None:
@@ -174,6 +178,8 @@ def _write_files(lab: Lab, node: Node, disk: Disk | None) -> None:
     Path("/etc/hostname").write_text(f"{node.name}\n")
     Path("/etc/hosts").write_text("127.0.0.1\tlocalhost\n" + "".join(f"{n.addr}\t{n.name}\n" for n in lab.nodes))
     Path("/etc/machine-id").write_text(f"{secrets.token_hex(16)}\n")
+    for directory in {d for p in _own_places() for d in p.parents}:
+        directory.chmod(directory.stat().st_mode | 0o011)  # users of the node run the tools, even from a clone in /root
     Path(CONFIG).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     Path(CONFIG).write_text(disk.config)
     key = os.open(KEY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -33,6 +33,14 @@ def environment() -> dict[str, str]:
     return {**env, "PATH": ":".join([tools, *rest])}
 
 
+def directory() -> str:
+    """The caller's working directory; / when it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
 def _connect(lab: Lab, node: Node) -> socket.socket:
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -96,7 +104,7 @@ class Running:
                 argv=list(argv),
                 user=user,
                 env=environment() if env is None else env,
-                cwd=[cwd or os.getcwd()],
+                cwd=[cwd or directory()],
                 umask=umask,
                 **terminal,
             )
@@ -137,7 +145,7 @@ def exit_status(wait_status: int) -> int:
 def spawn(lab: Lab, node: Node, argv: Sequence[str], *, user: str = "0", cwd: str | None = None) -> int:
     """Start a command that nobody waits for: own session, no input, output to ``init.STATE/out/PID`` in the node; returns its pid
     there.  Raises as :class:`Running`."""
-    return int(_ask(lab, node, op="spawn", argv=list(argv), user=user, env=environment(), cwd=[cwd or os.getcwd()])["pid"])
+    return int(_ask(lab, node, op="spawn", argv=list(argv), user=user, env=environment(), cwd=[cwd or directory()])["pid"])
 
 
 def start_daemon(lab: Lab, node: Node) -> int:

@@ -77,6 +77,7 @@ def up(lab: Lab) -> None:
         prepare_criu(lab)
         launches = [container.Launch(lab, node, disks[node.name]) for node in lab.nodes]
         _connect_and_boot(lab, launches)
+        cgroup.Cgroup(home).add(os.getpid())
     except BaseException:
         cgroup.Cgroup(home).add(os.getpid())  # out of the group that is about to be killed
         down(lab)
@@ -125,7 +126,8 @@ def kill(lab: Lab, node: Node) -> None:
 
 def is_on(lab: Lab, node: Node) -> bool:
     """Whether the node has live processes."""
-    return lab.node_cgroup(node).populated()
+    group = lab.node_cgroup(node)
+    return group.exists() and group.populated()
 
 
 def start(lab: Lab, node: Node) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from mig import paths
 from mig.errors import MigError
 from omtools.client import Client, Lost
 
 from . import enter, init
 from .lab import Lab, Node
+from .power import is_on
 
 TIMEOUT_S = 30.0
 POLL_S = 0.05
+CONTROL = "run/mig/control.sock"
+"""mig.paths.CONTROL in a node, whatever $MIG_RUN says on the machine."""
 _LOG_LINES = 5
 
 
@@ -35,11 +37,15 @@ def wait(lab: Lab, nodes: list[Node]) -> None:
             time.sleep(POLL_S)
 
 
+def wait_for_restarted(lab: Lab, node: Node) -> None:
+    """As :func:`wait`, for a node that came back among others of which some may be off, cut off, or without a daemon."""
+    wait(lab, [n for n in lab.nodes if n is node or (is_on(lab, n) and not lab.cut_file(n).exists() and enter.daemon_pid(lab, n))])
+
+
 def seen_alive(lab: Lab, node: Node) -> set[str]:
     """Names of the nodes that this node's omdiscd lists as alive; empty while it does not answer."""
-    control = tree(lab, node) / paths.CONTROL.relative_to("/")
     try:
-        with Client(control) as client:
+        with Client(tree(lab, node) / CONTROL) as client:
             reply = client.call("status")
     except (MigError, Lost):
         return set()

@@ -27,6 +27,7 @@ def run(lab: Lab, node: Node, argv: Sequence[str], *, user: str = "0") -> int:
     Those of the three that are terminals become one terminal of the node, which is the command's controlling terminal.
     """
     ttys = [fd for fd in range(3) if os.isatty(fd)]
+    typing = 0 in ttys and _in_foreground()
     modes = termios.tcgetattr(ttys[0]) if ttys else []
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_r, False)
@@ -34,21 +35,29 @@ def run(lab: Lab, node: Node, argv: Sequence[str], *, user: str = "0") -> int:
     for number in (*PASSED, signal.SIGWINCH):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(wake_w)
-    command = enter.Running(lab, node, argv, user=user, terminal=_describe(ttys, modes) if ttys else None)
+    command = enter.Running(lab, node, argv, user=user, terminal=_describe(ttys, modes, typing) if ttys else None)
     try:
-        if 0 in ttys:
+        if typing:
             tty.setraw(0, termios.TCSADRAIN)
-        _relay(command, wake_r, ttys)
+        _relay(command, wake_r, ttys, typing)
         return enter.exit_status(command.wait())
     finally:
-        if 0 in ttys:
+        if typing:
             termios.tcsetattr(0, termios.TCSADRAIN, modes)
         command.close()
 
 
-def _describe(ttys: list[int], modes: list[Any]) -> dict[str, Any]:
-    """What the node's terminal must be like.  Where our own terminal is not the input it stays cooked, and processes the output."""
-    output = modes[1] if 0 in ttys else modes[1] & ~termios.OPOST
+def _in_foreground() -> bool:
+    """Whether we may read standard input, a terminal: touching it from the background would stop us."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return True  # not our controlling terminal: no job control on it
+
+
+def _describe(ttys: list[int], modes: list[Any], typing: bool) -> dict[str, Any]:
+    """What the node's terminal must be like.  Where we take no input from our own it stays cooked, and processes the output."""
+    output = modes[1] if typing else modes[1] & ~termios.OPOST
     flags = [modes[0], output, *modes[2:6], [c if isinstance(c, int) else c[0] for c in modes[6]]]
     return {"tty": ttys, "winsize": list(_window_size(ttys[0])), "termios": flags}
 
@@ -60,10 +69,10 @@ def _window_size(fd: int) -> bytes:
         return _WINSIZE  # the terminal has just been closed
 
 
-def _relay(command: enter.Running, wake: int, ttys: list[int]) -> None:
+def _relay(command: enter.Running, wake: int, ttys: list[int], typing: bool) -> None:
     """Pass input, output and signals until the command has ended and all its output is here."""
     out = 1 if 1 in ttys else ttys[-1] if ttys else -1
-    sources = {wake, command.conn.fileno(), *([command.master] if ttys else []), *([0] if 0 in ttys else [])}
+    sources = {wake, command.conn.fileno(), *([command.master] if ttys else []), *([0] if typing else [])}
     pending = b""
     ended = False
     while True:
