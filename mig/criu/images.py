@@ -144,3 +144,12 @@ def list_files(img_dir: str | os.PathLike[str]) -> list[ImageFile]:
     """The regular files and directories that the images hold open."""
     _, entries = _read(Path(img_dir) / "files.img", layout.image("fdinfo").file_entry)
     return [ImageFile(e.id, e.reg.name, e.reg.flags, e.reg.pos, e.reg.size) for e in entries if e.HasField("reg")]
+
+
+def terminals(img_dir: str | os.PathLike[str]) -> dict[int, str]:
+    """The pseudo terminals that the images hold open: N of ``/dev/pts/N`` to CRIU's name of it, as ``inherit_fd`` wants it."""
+    path = Path(img_dir) / "tty-info.img"
+    if not path.exists():
+        return {}
+    _, entries = _read(path, layout.image("tty").tty_info_entry)
+    return {e.pty.index: f"tty[{e.rdev:x}:{e.dev:x}]" for e in entries if e.HasField("pty")}

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ def make_kdat(at: Path) -> None:
     """CRIU's cache of what the kernel can do, made as on a node: ``criu check`` with /run on a tmpfs."""
     script = 'mount -t tmpfs none /run && { "$@" check >/dev/null 2>&1; cp /run/criu.kdat "$0"; }'
     subprocess.run(["unshare", "-m", "sh", "-c", script, str(at), *layout.command()], check=True)
+
+
+def until(true: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+    """Wait for something that must come; fails with its name."""
+    end = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < end, f"waited {timeout} s for: {what}"
+        time.sleep(0.005)
 
 
 def read_line(fd: int, timeout: float = 10.0) -> bytes:
