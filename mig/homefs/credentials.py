@@ -18,12 +18,13 @@ class Credentials:
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._now = (-1, -1)
+        self._given: list[int] | None = None
         self._logins: dict[tuple[int, int], list[int]] = {}
         self.become(0, 0)
 
     def become(self, uid: int, gid: int) -> None:
         """Act as ``uid`` and ``gid`` from here on; costs nothing when the thread does already."""
-        if self._now == (uid, gid):
+        if self._now == (uid, gid) and self._groups.get(uid) is self._given:
             return
         # CAP_SETGID is not among the capabilities that setfsuid takes away, so no way through root is needed
         syscalls.setgroups(self._list(uid, gid))
@@ -32,7 +33,7 @@ class Credentials:
         self._now = (uid, gid)
 
     def _list(self, uid: int, gid: int) -> ctypes.Array[ctypes.c_uint]:
-        gids = self._groups.get(uid)
+        gids = self._given = self._groups.get(uid)
         if gids is None:
             gids = self._logins.get((uid, gid))
             if gids is None:
