@@ -7,14 +7,13 @@ import errno
 import fcntl
 import os
 import socket
-import struct
-import termios
 from collections.abc import Callable, Iterable
 
 from mig.channels import demand
 from mig.channels.frames import Frame, FrameError, Kind, number
 from mig.channels.gate import Gate
 from mig.channels.relay import WINDOW, Allowance, HangupWatch, Link, Sink, Source
+from mig.channels.tty_modes import unread
 
 
 def _nothing(*_: object) -> None:
@@ -158,16 +157,16 @@ class CellInput(CellPipe):
         if self._reader_gone:
             return b""
         reader = os.open(f"/proc/self/fd/{self._path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        unread = bytearray()
+        left = bytearray()
         try:
             while data := os.read(reader, WINDOW):
-                unread += data
+                left += data
         except BlockingIOError:
             pass  # empty, and we are its writer
         finally:
             os.close(reader)
-        self._allowance.owe(len(unread))  # credit was given for them when they went into the pipe
-        self._prefix = bytes(unread) + (self._sink.take() if self._sink.open else b"")
+        self._allowance.owe(len(left))  # credit was given for them when they went into the pipe
+        self._prefix = bytes(left) + (self._sink.take() if self._sink.open else b"")
         return self._prefix
 
     def resume(self) -> None:
@@ -206,8 +205,7 @@ class CellInput(CellPipe):
     def _empty(self) -> bool:
         if not self._sink.open or self._sink.pending:
             return False
-        n: int = struct.unpack("i", fcntl.ioctl(self._sink.fd, termios.FIONREAD, bytes(4)))[0]
-        return n == 0
+        return not unread(self._sink.fd)
 
     def _frame(self, frame: Frame) -> None:
         if frame.kind is Kind.DATA:

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     TERMIOS = 10  # modes of the terminal, see mig.channels.tty_modes
     WINSIZE = 11  # struct winsize
     FLUSH = 12  # the guest threw away what was typed and not yet read
+    REST = 13  # typed, passed on, and not read by the guest before it ended
 
 
 @dataclass(frozen=True)

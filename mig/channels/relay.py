@@ -111,19 +111,26 @@ class Link:
             if not data:
                 raise ConnectionResetError(errno.ECONNRESET, "the channel's peer has closed the connection")
             frames = self._decoder.feed(data)
-            for frame in frames:
-                if not self.open:  # closed by the handler of the frame before
-                    return
-                if frame.kind is Kind.ACK:
-                    f = self._waiting.get(frame.number)
-                    if f is not None and not f.done():
-                        f.set_result(None)
-                else:
-                    self._on_frame(frame)
         except (BlockingIOError, InterruptedError):
             return
-        except (OSError, FrameError) as e:
+        except OSError as e:
             self._lose(e)
+            return
+        for frame in frames:
+            if not self.open:  # closed by the handler of the frame before
+                return
+            try:
+                self._handle(frame)
+            except FrameError as e:
+                self._lose(e)
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.kind is not Kind.ACK:
+            self._on_frame(frame)
+            return
+        f = self._waiting.get(frame.number)
+        if f is not None and not f.done():
+            f.set_result(None)
 
 
 class Source:
@@ -184,9 +191,13 @@ class Source:
     def _readable(self) -> None:
         self._read(min(self._credit, MAX_PAYLOAD))
 
+    def read_some(self, n: int) -> bytes:
+        """One non-blocking read; raises ``BlockingIOError`` when there is nothing now."""
+        return os.read(self.fd, n)
+
     def _read(self, n: int) -> int:
         try:
-            data = os.read(self.fd, n)
+            data = self.read_some(n)
         except (BlockingIOError, InterruptedError):
             return 0
         if not data:
@@ -339,7 +350,8 @@ class Sink:
         """What was not written yet, which is forgotten here."""
         data = bytes(self._buffer)
         self._buffer.clear()
-        self._loop.remove_writer(self.fd)
+        if self.open:
+            self._loop.remove_writer(self.fd)
         return data
 
     def close(self) -> None:
