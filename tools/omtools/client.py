@@ -67,22 +67,22 @@ class Client:
         """Close the connection."""
         self._sock.close()
 
-    def call(self, op: str, *, timeout: float = ANSWER_TIMEOUT, **args: Any) -> dict[str, Any]:
+    def call(self, op: str, *, wait: float = ANSWER_TIMEOUT, **args: Any) -> dict[str, Any]:
         """Ask for something that has one answer.  Raises the daemon's :class:`MigError`, or :class:`NoDaemon` when it stays silent."""
-        for reply in self.stream(op, timeout=timeout, **args):
+        for reply in self.stream(op, wait=wait, **args):
             if reply is not None and not reply.get("more"):
                 return reply
-        raise NoDaemon(f"omdiscd did not answer within {timeout:g} s", hint="is it stopped, or the machine overloaded?")
+        raise NoDaemon(f"omdiscd did not answer within {wait:g} s", hint="is it stopped, or the machine overloaded?")
 
-    def stream(self, op: str, *, timeout: float | None = None, tick: float | None = None, **args: Any) -> Iterator[dict[str, Any] | None]:
+    def stream(self, op: str, *, wait: float | None = None, tick: float | None = None, **args: Any) -> Iterator[dict[str, Any] | None]:
         """Ask, and yield every item and at last the answer (the one without ``more``).
 
         ``tick`` seconds without an item yield None, so that a caller can show that time passes.  Ends without an answer after
-        ``timeout`` seconds.  Raises the daemon's :class:`MigError`, and :class:`Lost` when the connection breaks.
+        ``wait`` seconds.  Raises the daemon's :class:`MigError`, and :class:`Lost` when the connection breaks.
         """
         self._ids += 1
         self._send(0, msgpack.packb({"v": VERSION, "id": self._ids, "op": op, **args}, use_bin_type=True))
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if wait is None else time.monotonic() + wait
         while True:
             now = time.monotonic()
             if end is not None and now >= end:
@@ -107,7 +107,8 @@ class Client:
         ready = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + b"\x08Identity" + struct.pack(">I", 0)
         self._sock.sendall(GREETING)
         self._send(COMMAND, ready)
-        theirs = self._take(64, until)
+        theirs = self._peek(64, until)
+        del self._buffer[:64]
         if theirs[0] != 0xFF or theirs[10] < 3 or theirs[12:16] != b"NULL":
             raise Lost("not a ZeroMQ socket of our kind")
         flags, body = self._frame(until)
@@ -121,8 +122,8 @@ class Client:
         except (BrokenPipeError, ConnectionResetError) as e:
             raise Lost("omdiscd closed the connection") from e
 
-    def _take(self, n: int, until: float | None) -> bytes:
-        """``n`` bytes; raises ``TimeoutError`` without losing what has come so far."""
+    def _peek(self, n: int, until: float | None) -> bytes:
+        """The next ``n`` bytes, which stay in the buffer: a ``TimeoutError`` loses nothing."""
         while len(self._buffer) < n:
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
@@ -138,12 +139,12 @@ class Client:
         return bytes(self._buffer[:n])
 
     def _frame(self, until: float | None) -> tuple[int, bytes]:
-        long = self._take(1, until)[0] & LONG
-        head = self._take(9 if long else 2, until)
+        long = self._peek(1, until)[0] & LONG
+        head = self._peek(9 if long else 2, until)
         length = int(struct.unpack(">Q", head[1:])[0]) if long else head[1]
         if length > MAX_FRAME:
             raise Lost(f"a frame of {length} bytes")
-        whole = self._take(len(head) + length, until)
+        whole = self._peek(len(head) + length, until)
         del self._buffer[: len(whole)]
         return whole[0], whole[len(head) :]
 

@@ -47,22 +47,17 @@ def _ask(pid: int, to: str, dry_run: bool, timeout: float | None, *, show: bool)
     from omtools.client import Client, Lost
 
     args: dict[str, Any] = {"pid": pid, "to": to, "dry_run": dry_run}
-    limit = None
     if timeout is not None:
         args["timeout"] = timeout
-        limit = timeout + GRACE
+    wait = None if timeout is None else timeout + GRACE
     line = _ProgressLine(f"{pid} → {to}") if show else None
     try:
         with Client() as client:
-            for item in client.stream("migrate", timeout=None, tick=0.1, **args):
+            for item in client.stream("migrate", wait=wait, tick=0.1, **args):
                 if item is not None and not item.get("more"):
                     return item
                 if line is not None:
                     line.update(item)
-                if limit is not None:
-                    limit -= 0.1 if item is None else 0
-                    if limit < 0:
-                        break
     except Lost as e:
         if dry_run:
             raise
@@ -125,12 +120,11 @@ def _tell_plan(pid: int, to: str, answer: dict[str, Any], json: bool) -> int:
     reasons = [str(r) for r in plan.get("reasons") or ()]
     error: MigError | None = CannotMove(f"process {pid} cannot move to {to}", reasons=reasons) if reasons else None
     if json:
-        output.print_json({k: plan.get(k) for k in ("pid", "from", "to", "plan", "reasons", "price") if k in plan})
+        output.print_json({k: plan.get(k) for k in ("plan", "reasons", "price")})
     else:
-        for step in plan.get("plan") or ():
-            print(step if isinstance(step, str) else step.get("text", step))
-        if plan.get("price") is not None:
-            print(f"price: {plan['price']}")
+        print(*(plan.get("plan") or ()), sep="\n")
+        for n in plan.get("price") or ():
+            print(f"price of {n['node']}{' (here)' if n['here'] else ''}: {n['price']:.3f}")
     if error is not None:
         output.complain(error, "migrate")
         return error.exit_code

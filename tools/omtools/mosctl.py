@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mig.errors import BadInput
+from mig.errors import BadInput, NoDaemon
 from omtools import output
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         ("--follow", {"action": "store_true", "help": "go on and print events as they happen"}),
         ("--since", {"metavar": "S", "type": float, "help": "only those of the last S seconds"}),
     )  # fmt: skip
-    verb("doctor", _doctor, "tell what this machine can and cannot do, each line with its remedy; needs no omdiscd")
+    verb("doctor", _doctor, "tell what this machine can and cannot do, each line with its remedy; exit status 1 if something fails")
     # -f is what everybody types, as with tail
     args = ["--follow" if word == "-f" else word for word in (sys.argv[1:] if argv is None else argv)]
     a = p.parse_args(args)
@@ -77,15 +77,15 @@ def _call(op: str, **args: Any) -> dict[str, Any]:
 
 
 def _nodes(name: str | None, *, here: bool = False) -> list[dict[str, Any]]:
-    """Every node, or the one that is meant; ``here``: no name means this node.  Raises :class:`BadInput` for an unknown one."""
+    """Every node, or those of that name; ``here``: no name means this node.  Raises :class:`BadInput` for an unknown one."""
     answer = _call("status")
     nodes: list[dict[str, Any]] = answer["nodes"]
     me = answer.get("self", "")
     for n in nodes:
-        n["self"] = me in (n["name"], n["id"])
+        n["self"] = n["name"] == me
     if name is None:
         return [n for n in nodes if n["self"]] if here else sorted(nodes, key=lambda n: str(n["name"]))
-    found = [n for n in nodes if name in (n["name"], n["id"], n["addr"])]
+    found = [n for n in nodes if name in (n["name"], str(n["id"]), n["addr"])]
     return found or output.no_such_node(name, sorted(str(n["name"]) for n in nodes))
 
 
@@ -158,21 +158,26 @@ def _pid(a: argparse.Namespace) -> int:
     return int(a.pid)
 
 
+PRICE_COLUMNS: tuple[output.Column, ...] = (
+    ("NODE", "<", lambda n: f"{n['node']}{'*' if n['here'] else ''}"),
+    ("PRICE", ">", lambda n: f"{n['price']:.3f}"),
+    ("WITH IT", ">", lambda n: f"{'-' if n['here'] else '+'}{n['marginal']:.3f}"),
+    ("ITS SPEED", ">", lambda n: f"{n['rate']:.2f}"),
+    ("", "<", lambda n: str(n.get("why", ""))),
+)
+
+
 def _why(a: argparse.Namespace) -> int:
-    answer = {k: v for k, v in _call("why", pid=_pid(a)).items() if k not in ("v", "id", "more", "ok")}
+    answer = _call("why", pid=_pid(a))
     if a.json:
-        output.print_json(answer)
+        output.print_json({k: answer[k] for k in ("pid", "comm", "text", "prices", "nodes", "reasons")})
         return 0
-    nodes = answer.pop("nodes", [])
-    if nodes:
-        output.table(nodes, (
-            ("NODE", "<", lambda n: str(n.get("name", n.get("node", "")))),
-            ("PRICE", ">", lambda n: "-" if n.get("price") is None else f"{n['price']:.3f}"),
-            ("", "<", lambda n: str(n.get("text") or n.get("why") or "")),
-        ))  # fmt: skip
-    for key, value in answer.items():
-        for text in value if isinstance(value, list) else [value]:
-            print(f"{key}: {text}")
+    print(answer["text"])
+    verdicts = {v["node"]: v["why"] for v in answer["nodes"]}
+    if answer["prices"]:
+        output.table([n | {"why": verdicts.get(n["node"], "")} for n in answer["prices"]], PRICE_COLUMNS)
+    for reason in answer["reasons"]:
+        print(f"  - {reason}")
     return 0
 
 
@@ -183,7 +188,7 @@ def _events(a: argparse.Namespace) -> int:
     if a.since is not None:
         args["since"] = time.time() - a.since
     with Client() as client:
-        for item in client.stream("events", timeout=None if a.follow else 10.0, **args):
+        for item in client.stream("events", wait=None if a.follow else 10.0, **args):
             for event in [item["event"]] if item and "event" in item else (item or {}).get("events", []):
                 output.print_json(event, line=True) if a.json else print(event_line(event), flush=True)
     return 0
@@ -211,9 +216,13 @@ def event_line(e: dict[str, Any]) -> str:
 def _doctor(a: argparse.Namespace) -> int:
     from omtools import doctor
 
-    findings = doctor.diagnose()
+    checks = doctor.diagnose()
+    try:
+        checks += [doctor.Check(c["name"], c["ok"], c["text"], "" if c["ok"] else c["remedy"]) for c in _call("doctor")["checks"]]
+    except NoDaemon as e:
+        checks.append(doctor.Check("omdiscd", None, e.message, e.hint))
     if a.json:
-        output.print_json([f.to_map() for f in findings])
-    for f in () if a.json else findings:
-        print(f)
-    return 0 if all(f.ok for f in findings) else 1
+        output.print_json([vars(c) for c in checks])
+    else:
+        print(*(c.line() for c in checks), sep="\n")
+    return 1 if any(c.ok is False for c in checks) else 0

@@ -26,7 +26,7 @@ COLUMNS: tuple[output.Column, ...] = (
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
     p = output.parser("mosps", "Show the processes of the pool that this node knows: its own jobs and guests, and guests from elsewhere.")
-    p.add_argument("-a", "--all", action="store_true", help="those of all users, and jobs that never left home")
+    p.add_argument("-a", "--all", action="store_true", help="those of all users (root sees them anyway)")
     p.add_argument("--json", action="store_true", help=f"print a list of objects: {', '.join(JSON_KEYS)}")
     a = p.parse_args(argv)
     return output.run(lambda: _show(a.all, a.json), "mosps", json=a.json)
