@@ -44,7 +44,6 @@ class Externals:
             raise MoveFailed(f"a descriptor that it shares could not be copied: {e}", hint="it may have closed it just now: try again") from e
 
     def _open(self, e: External) -> HomePipe | HomeTerminal:
-        closed = lambda: self._on_closed(e.holders)  # noqa: E731
         if e.kind == "tty":
             # a process may hold no descriptor of its controlling terminal
             fd = libc.pidfd_getfd(*e.holders[0]) if e.holders else os.open(f"/dev/pts/{e.index}", os.O_RDWR | os.O_NOCTTY)
@@ -53,7 +52,8 @@ class Externals:
             finally:
                 os.close(fd)
         pid, fd = e.holders[0]
-        return home_pipe(libc.pidfd_getfd(pid, fd), e.dir, shared=e.shared, on_closed=closed, on_lost=_lost)
+        copy = libc.pidfd_getfd(pid, fd)
+        return home_pipe(copy, e.dir, shared=e.shared, on_closed=lambda: self._on_closed(e.holders), on_lost=_lost)
 
     def numbers(self) -> dict[int, int]:
         """Our descriptors of pipes, which a cell at home takes copies of."""

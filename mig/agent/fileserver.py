@@ -43,6 +43,10 @@ def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
             return {"op": "unlocked"}
         case "relock":
             return {"op": "relocked", "lost": sum(mount.locks.retake() for mount in server.mounts() if mount.name == m["mount"])}
+        case "inherit":  # {"pids": [pid, …]}: the frozen original at home, whose fcntl locks the guest takes over when it ends
+            server.ancestors.clear()
+            server.ancestors.update(int(pid) for pid in m["pids"])
+            return {"op": "inherit"}
         case "quit":
             return {"op": "bye"}
     raise BadInput(f"the file server has no operation {m.get('op')!r}")
