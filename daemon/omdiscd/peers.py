@@ -12,11 +12,11 @@ from typing import Any
 
 from mig import wire
 from mig.config import Config
+from mig.migration import journal
 from mig.model import NodeInfo, ProcessFacts
 from omdiscd.admission import Reservations, admit, refusals
 from omdiscd.events import Events
 from omdiscd.guests import Guests
-from omdiscd.recovery import verdict
 from omdiscd.sampler import Sampler
 from omdiscd.spawn import Spawner
 
@@ -95,7 +95,7 @@ class PeerServer:
     def _answer(self, m: dict[str, Any]) -> dict[str, Any]:
         op = m.get("op")
         if op == "ask":
-            return {"op": "answer", "mid": m["mid"], "state": verdict(str(m["mid"]))}
+            return {"op": "answer", "mid": m["mid"], "state": journal.verdict(str(m["mid"]))}
         if op == "info":
             info, k, mem = self.live(but=str(m.get("who", "")))
             return {"op": "info", "node": dataclasses.asdict(info), "reserved_k": k, "reserved_mem": mem}
