@@ -51,7 +51,8 @@ def install() -> None:
                 break
             tried.append(f"{name}: {problem}")
         else:
-            raise SetupError("no CRIU works on this kernel:\n" + "\n".join(f"    {t}" for t in tried), "see what each of them said")
+            said = "".join(f"\n    {t}" for t in tried)
+            raise SetupError(f"no CRIU was found that works on this kernel:{said}", "is the network there? else see what each of them said")
     _place_shim()
     stamp("criu", f"{os.uname().release} {os.stat(HOME / 'criu').st_mtime_ns}")
 
@@ -77,6 +78,8 @@ def _candidates(scratch: Path, tried: list[str]) -> Iterator[tuple[str, Path]]:
         try:
             private = PrivateApt(scratch / f"apt-{suite}", source, suite)
             version = private.candidate("criu")
+            if not version:
+                tried.append(f"{suite}: carries no criu")
             if not version or version in seen:
                 continue
             seen.add(version)
@@ -121,6 +124,7 @@ class PrivateApt:
                 "Dir::Cache": where / "cache",
                 "APT::Install-Recommends": "false",
                 "APT::Sandbox::User": "root",  # the directory is root's
+                "APT::Update::Error-Mode": "any",  # else a mirror that does not answer passes for an empty one
                 "Acquire::Languages": "none",
             }.items()
         ]

@@ -16,6 +16,7 @@ from omtools.setup.base import SetupError, need_root, run, say
 PACKAGES: dict[str, dict[str, str]] = {
     "base": {
         "gcc": "gcc",
+        "git": "git",
         "libc6-dev": "/usr/include/stdio.h",
         "iproute2": "ip",
         "procps": "ps",
