@@ -14,8 +14,12 @@ DT_UNKNOWN, DT_DIR, DT_REG, DT_LNK = 0, stat.S_IFDIR >> 12, stat.S_IFREG >> 12, 
 
 def list_names(fd: int, hidden: set[bytes]) -> list[tuple[bytes, int, int]]:
     """(name, DT_ type, inode) of all names in the directory ``fd``, "." and ".." first, without the ``hidden`` ones."""
-    here, above = os.stat(fd), os.stat("..", dir_fd=fd)
-    out = [(b".", DT_DIR, here.st_ino), (b"..", DT_DIR, above.st_ino)]
+    here = os.stat(fd).st_ino
+    try:
+        above = os.stat("..", dir_fd=fd).st_ino
+    except PermissionError:
+        above = here  # the guest may read the directory, but not go through it
+    out = [(b".", DT_DIR, here), (b"..", DT_DIR, above)]
     os.lseek(fd, 0, os.SEEK_SET)
     with os.scandir(fd) as entries:
         for e in entries:

@@ -99,14 +99,26 @@ class Waiter:
             self._answer(error)
 
 
+@dataclass(slots=True, eq=False)
+class Inheritance:
+    """A range whose lock passes to ``owner`` when the guest's original at home ends."""
+
+    owner: Owner
+    start: int
+    end: int
+    waiter: Waiter
+
+
 class LockTable:
     """All locks and waiting requests of one mount."""
 
-    def __init__(self, mount: str, nodes: NodeTable, handles: HandleTable) -> None:
-        self._mount, self._nodes, self._handles = mount, nodes, handles
+    def __init__(self, mount: str, nodes: NodeTable, handles: HandleTable, ancestors: set[int]) -> None:
+        """``ancestors``: pids at home of the guest's frozen original, whose fcntl locks the guest inherits (may change at any time)."""
+        self._mount, self._nodes, self._handles, self._ancestors = mount, nodes, handles, ancestors
         self._owners: dict[tuple[int, int], Owner] = {}  # (node, lock owner)
         self._waiters: dict[int, Waiter] = {}  # by the request's unique number
         self._early: dict[int, float] = {}
+        self._inheriting: list[Inheritance] = []
         self._dropped: list[tuple[int, str, Held]] = []
         self._lock = threading.Lock()
 
@@ -114,7 +126,11 @@ class LockTable:
 
     def set(self, node: int, body: memoryview) -> None:
         """SETLK: take, change or drop a lock without waiting; raises ``OSError`` (``EAGAIN``) when another holds it."""
-        self._prepared(node, body, wait=False)()
+        try:
+            self._prepared(node, body, wait=False)()
+        except BlockingIOError:
+            if not self._inherit(node, body):
+                raise
 
     def wait(self, node: int, body: memoryview, unique: int, answer: Callable[[int], None]) -> None:
         """SETLKW: as :meth:`set`, waiting; ``answer`` is called with 0 or an errno, perhaps later and in another thread."""
@@ -123,7 +139,7 @@ class LockTable:
             self._early = {u: t for u, t in self._early.items() if now - t < EARLY_S}
             interrupted = self._early.pop(unique, None) is not None
         try:
-            self._prepared(node, body, wait=False)()
+            self.set(node, body)
         except BlockingIOError:
             pass  # held by another: wait
         except OSError as e:
@@ -168,6 +184,7 @@ class LockTable:
         with self._lock:
             o = self._owners.pop((node, owner), None)
         if o is not None:
+            self._disinherit(o)
             os.close(o.fd)
 
     # -- questions and orders of the home agent --------------------------------------------------------------------------------------
@@ -216,7 +233,7 @@ class LockTable:
     def close(self) -> None:
         """The mount is gone: break off all that waits, drop all fcntl locks (flocks go with the handles)."""
         with self._lock:
-            waiters = list(self._waiters.values())
+            waiters = [*self._waiters.values(), *(i.waiter for i in self._inheriting)]
         for w in waiters:
             w.cancel()
         for node, owner in list(self._owners):
@@ -234,17 +251,51 @@ class LockTable:
         if kind == sc.F_UNLCK and (node, owner) not in self._owners:
             return lambda: None  # holds nothing here
         o = self._owner(node, fh, owner, pid)
-        command, length = sc.F_OFD_SETLKW if wait else sc.F_OFD_SETLK, _length(start, end)
+        if kind == sc.F_UNLCK:
+            self._disinherit(o, start, end)
+        return self._call(o.fd, sc.F_OFD_SETLKW if wait else sc.F_OFD_SETLK, kind, start, _length(start, end))
 
+    @staticmethod
+    def _call(owner_fd: int, command: int, kind: int, start: int, length: int) -> Callable[[], None]:
         def call() -> None:
             # a duplicate: the owner may close the file, and the number be given away, while this waits
-            fd = os.dup(o.fd)
+            fd = os.dup(owner_fd)
             try:
                 sc.ofd_lock(fd, command, kind, start, length)
             finally:
                 os.close(fd)
 
         return call
+
+    def _inherit(self, node: int, body: memoryview) -> bool:
+        """Whether the lock that is in the way is the original's own: then it counts as taken, and is as soon as the original ends.
+
+        An original that was frozen for the move cannot let go of fcntl locks: nobody but the process itself can.
+        """
+        fh, owner, start, end, kind, pid, flags, _ = p.LK_IN.unpack_from(body)
+        if flags & p.LK_FLOCK or not self._ancestors:
+            return False
+        o, length = self._owner(node, fh, owner, pid), _length(start, end)
+        found, _, _, holder = sc.ofd_lock(o.fd, sc.F_OFD_GETLK, kind, start, length)
+        if found == sc.F_UNLCK or holder not in self._ancestors:
+            return False
+
+        def done(_: int) -> None:
+            with self._lock:
+                self._inheriting.remove(inheritance)
+
+        inheritance = Inheritance(o, start, end, Waiter(self._call(o.fd, sc.F_OFD_SETLKW, kind, start, length), done))
+        with self._lock:
+            self._inheriting.append(inheritance)
+        inheritance.waiter.start()
+        return True
+
+    def _disinherit(self, owner: Owner, start: int = 0, end: int = p.OFFSET_MAX) -> None:
+        """The guest gave up a lock that it may not even have got yet."""
+        with self._lock:
+            given_up = [i for i in self._inheriting if i.owner is owner and i.start <= end and start <= i.end]
+        for i in given_up:
+            i.waiter.cancel()
 
     def _owner(self, node: int, fh: int, owner: int, pid: int) -> Owner:
         o = self._owners.get((node, owner))

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 GREETING_S = 10.0
 """A caller that has not greeted by then is dropped."""
+GREETERS = 64
+"""Callers that may be about to greet at one time; more are dropped, so that strangers cannot use up our threads."""
 BARRIER_S = 5.0
 """How long a host may take to work through our notifications."""
 SEND_BUFFER = 4 << 20
@@ -46,7 +48,7 @@ class Mount:
         self.name = name
         self.nodes = NodeTable(server.root_fd, server.synthetic, server.validity, server.max_open)
         self.handles = HandleTable(name, server.closed_positions)
-        self.locks = LockTable(name, self.nodes, self.handles)
+        self.locks = LockTable(name, self.nodes, self.handles, server.ancestors)
         self.operations = Operations(self.nodes, self.handles, self.locks, server.synthetic)
         self.sockets: list[socket.socket] = []
         self.channels = 0
@@ -108,6 +110,7 @@ class HomeServer:
             raise ValueError(f"the token must have {p.TOKEN_SIZE} bytes")
         self._token = token
         self.groups: Groups = {} if groups is None else groups
+        self.ancestors: set[int] = set()
         self.validity = validity or Validity()
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -118,6 +121,7 @@ class HomeServer:
         self.closed_positions = Positions()
         self._mounts: dict[str, Mount] = {}
         self._lock = threading.Lock()
+        self._greeting = threading.BoundedSemaphore(GREETERS)
 
     # -- connections -----------------------------------------------------------------------------------------------------------------
 
@@ -132,7 +136,10 @@ class HomeServer:
                 if e.errno in (errno.ECONNABORTED, errno.EINTR):
                     continue
                 raise
-            threading.Thread(target=self._serve, args=(s, peer), name="homefs", daemon=True).start()
+            if self._greeting.acquire(blocking=False):
+                threading.Thread(target=self._serve, args=(s, peer), name="homefs", daemon=True).start()
+            else:
+                s.close()
 
     def _serve(self, s: socket.socket, peer: object) -> None:
         with s:
@@ -141,6 +148,8 @@ class HomeServer:
                 token, kind, mount_id = p.GREETING.unpack(wire.recv_exact(s, p.GREETING.size))
             except (OSError, EOFError):
                 return  # said nothing, or not enough
+            finally:
+                self._greeting.release()
             if not hmac.compare_digest(token, self._token) or kind not in (p.REQUESTS, p.NOTIFICATIONS):
                 log.warning("a caller from %s does not know the token", peer)
                 return

@@ -132,6 +132,7 @@ def test_files_belong_to_the_guests_user_and_home_decides(home: Home, host: Host
         os.mkdir("team"); os.chown("team", 0, 4242); os.chmod("team", 0o770)
         os.mkdir("secret", 0o700); open("secret/file", "w").write("s")
         open("readonly", "w").write("r"); os.chmod("readonly", 0o644)
+        os.mkdir("listed"); open("listed/name", "w").close(); os.chmod("listed", 0o744)
     """)
     as_user = """
         os.setgroups([4242]); os.setgid(1000); os.setuid(1000)
@@ -144,6 +145,7 @@ def test_files_belong_to_the_guests_user_and_home_decides(home: Home, host: Host
         assert fails(open, "readonly", "w") == "EACCES" and open("readonly").read() == "r"
         assert fails(open, "secret/file") == "EACCES"
         assert fails(open, "new", "w") == "EACCES"
+        assert os.listdir("listed") == ["name"] and fails(os.stat, "listed/name") == "EACCES"
         assert fails(os.chmod, "readonly", 0o777) == "EPERM"
     """
     host.run(as_user + code + '    assert fails(open, "team/before", "w") == "EACCES", "home does not know of the group"')

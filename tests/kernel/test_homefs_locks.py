@@ -148,6 +148,31 @@ def test_locks_are_handed_from_one_mount_to_another_and_back(home: Home, host: H
         s.end()
 
 
+def test_fcntl_locks_of_the_frozen_original_are_inherited(home: Home, host: Host) -> None:
+    home.run('open("file", "wb").write(b"x" * 1000)')
+    original = home.start('f = open("file", "r+b"); fcntl.lockf(f, fcntl.LOCK_EX, 10, 100); say("held"); sys.stdin.readline()')
+    stranger = home.start('f = open("file", "r+b"); fcntl.lockf(f, fcntl.LOCK_EX, 10, 200); say("held"); sys.stdin.readline()')
+    assert original.line() == stranger.line() == "held"
+    assert home.ask("inherit", pids=[original.pid]) == {"op": "inherit"}
+    guest = host.start("""
+        f = open("file", "r+b")
+        fcntl.lockf(f, fcntl.LOCK_EX, 10, 100)
+        assert fails(fcntl.lockf, f, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 200) == "EAGAIN"
+        say("restored"); sys.stdin.readline()
+    """)
+    assert guest.line() == "restored"
+    original.end()
+
+    def table() -> list[tuple[int, int, str]]:
+        return [(r["start"], r["len"], r["type"]) for r in home.ask("locks")["locks"]]
+
+    eventually(table, [(100, 10, "write")])
+    assert home.run(TRY_POSIX).split()[1] == "taken"
+    guest.end()
+    stranger.end()
+    eventually(table, [])
+
+
 def test_all_locks_and_handles_go_with_the_mount(home: Home, host: Host) -> None:
     home.run('open("file", "wb").write(b"x" * 1000)')
     flock, posix = host.start(HOLD_FLOCK), host.start(HOLD_POSIX)

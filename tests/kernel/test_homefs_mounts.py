@@ -162,7 +162,8 @@ def test_writes_and_reads_both_ways_at_once_do_not_block_each_other(home: Home, 
         """)
         for _ in range(2)
     ]
-    writers = [host.start(f'fd = os.open("out{i}", os.O_WRONLY | os.O_CREAT)\nfor i in range(32): os.write(fd, bytes(1 << 20))') for i in range(2)]
+    code = 'fd = os.open("out", os.O_WRONLY | os.O_CREAT)\nfor i in range(32): os.write(fd, bytes(1 << 20))'
+    writers = [host.start(code) for _ in range(2)]
     for s in readers + writers:
         s.end()
 
