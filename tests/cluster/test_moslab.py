@@ -134,6 +134,63 @@ def test_down_ends_an_up_that_hangs(name: str) -> None:
     assert up.wait() == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_that_is_told_to_end_takes_all_with_it(name: str, number: signal.Signals) -> None:
+    up = subprocess.Popen([MOSLAB, "--lab", name, "up", "3"], stderr=subprocess.DEVNULL)
+    launch = cgroup.root() / f"moslab-{name}" / "launch" / "cgroup.procs"
+    while not (launch.exists() and str(up.pid) in launch.read_text().split()):
+        assert up.poll() is None
+    up.send_signal(number)
+    assert up.wait() == 128 + number
+    assert traces(name) == {}
+
+
+def test_up_with_a_daemon_that_ends(name: str) -> None:
+    r = moslab("--lab", name, "up", "1", "--set", 'interfaces=["nowhere0"]')
+    assert r.returncode == 4 and "nowhere0" in r.stderr, r.stderr
+    assert traces(name) == {}
+
+
+# -- daemons ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_all_daemons_see_each_other(lab: Any) -> None:
+    for node in ("n1", "n2", "n3"):
+        rows = json.loads(lab.run(node, "mosctl status --json", check=True).stdout)["nodes"]
+        assert {r["name"]: r["state"] for r in rows} == {"n1": "alive", "n2": "alive", "n3": "alive"}
+
+
+def test_a_killed_daemon_stays_dead_until_restarted(lab: Any) -> None:
+    pid = lab.daemon_pid("n1")
+    assert lab.run("n1", f"cat /proc/{pid}/comm; ps -o ppid= -p {pid}").stdout.split() == ["omdiscd", "1"]
+    lab.signal("n1", pid, signal.SIGKILL)
+    lab.wait_for(lambda: not lab.daemon_pid("n1"))
+    assert [n["omdiscd"] > 0 for n in json.loads(lab.moslab("status", "--json").stdout)["nodes"]] == [False, True, True]
+    lab.restart_daemon("n1")
+    again = lab.daemon_pid("n1")
+    lab.restart_daemon("n1")
+    assert lab.daemon_pid("n1") not in (0, pid, again), "one that runs is replaced"
+    assert not lab.alive("n1", again)
+
+
+def test_a_started_node_is_in_the_pool_again(lab: Any) -> None:
+    lab.kill("n3")
+    lab.start("n3")
+    assert "n3" in lab.run("n1", "mosctl status", check=True).stdout
+    assert lab.run("n3", "mosctl status --json").stdout.count('"alive"') == 3
+
+
+def test_the_shared_lab_is_made_whole(lab: Any) -> None:
+    lab.kill("n2")
+    lab.cut("n3")
+    lab.signal("n1", lab.daemon_pid("n1"), signal.SIGKILL)
+    pid = lab.spawn("n3", "sleep 1000")
+    lab.make_whole()
+    assert not lab.alive("n3", pid)
+    for node in ("n1", "n2", "n3"):
+        assert lab.run(node, "mosctl status --json", check=True).stdout.count('"alive"') == 3
+
+
 # -- what a node is -----------------------------------------------------------------------------------------------------------------
 
 

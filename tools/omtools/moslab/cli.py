@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -136,7 +137,11 @@ def dispatch(args: argparse.Namespace) -> int:
         from . import power, ready
 
         lab = _plan(args)
-        power.up(lab)
+        # not only Ctrl-C: an `up` that is told to end takes what it has made with it
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda n, _: sys.exit(128 + n))
+        for warning in power.up(lab):
+            print(f"moslab: {warning}", file=sys.stderr)
         if not args.no_wait:
             try:
                 ready.wait(lab, lab.nodes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mig.errors import MigError
 from mig.kernel import cgroup
 
 from .lab import Lab, Node
@@ -37,20 +36,24 @@ def v1_controllers(mount: Path) -> str:
     return "cpu"
 
 
-def create(lab: Lab) -> None:
-    """Make the lab's groups and set the quotas; raises :class:`MigError` where no hierarchy has a cpu controller for us."""
+def create(lab: Lab) -> str:
+    """Make the lab's groups and set the quotas.
+
+    Returns why there are none: on a unified system the cpu controller may not be for us to give on, as in a container whose own
+    processes are members of its root group (``EBUSY``).  "" where all is well.
+    """
     v1 = v1_cpu()
     lab.cgroup.create()
     cgroup.Cgroup(lab.cgroup.path / _LAUNCH).create()
+    for node in lab.nodes:
+        lab.node_cgroup(node).create()
     if v1 is None:
         try:
             for group in (cgroup.root(), lab.cgroup.path):
                 (group / "cgroup.subtree_control").write_text("+cpu")
         except OSError as e:
-            # EBUSY: inside a container the root of the hierarchy has members; ENOENT: no such controller
-            raise MigError(f"the cpu controller cannot be used for the lab's nodes: {e.strerror}", hint="cgroup v2 needs it enabled") from e
+            return f"the cpu controller cannot be enabled in {e.filename}: {e.strerror}"
     for node in lab.nodes:
-        lab.node_cgroup(node).create()
         quota = max(1000, round(node.quota * PERIOD_US))
         if v1 is None:
             (lab.node_cgroup(node).path / "cpu.max").write_text(f"{quota} {PERIOD_US}")
@@ -59,6 +62,7 @@ def create(lab: Lab) -> None:
             group.mkdir(parents=True, exist_ok=True)
             (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
             (group / "cpu.cfs_quota_us").write_text(str(quota))
+    return ""
 
 
 def join_launch(lab: Lab) -> None:

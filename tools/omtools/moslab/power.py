@@ -53,24 +53,21 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
-def up(lab: Lab) -> None:
+def up(lab: Lab) -> list[str]:
     """Make the lab and start all its nodes with their daemons; what was made goes again on any error.
 
-    Raises :class:`BadInput` when there is one of this name, and :class:`MigError` for what the machine cannot do.
+    Returns what the user should know: things that this machine cannot do and that a lab can be without.  Raises :class:`BadInput` when
+    there is a lab of this name, and :class:`MigError` for what the machine cannot do and must.
     """
     key = secrets.token_bytes(32)
     disks = {n.name: container.Disk(configuration(lab, n), key) for n in lab.nodes}
     if lab.exists():
         raise BadInput(f"there is a lab {lab.name} already", hint=f"moslab --lab {lab.name} down")
-    try:
-        LABS.mkdir(exist_ok=True)
-        lab.directory.mkdir()
-    except FileExistsError:
-        raise BadInput(f"lab {lab.name} is being started by somebody else") from None
+    _claim(lab)
     home = cgroup.of(os.getpid())
     try:
         libc.mount("tmpfs", lab.directory, "tmpfs", libc.MS_NOSUID, f"mode=755,size={TMPFS_SHARE}")
-        limits.create(lab)
+        no_quota = limits.create(lab)
         limits.join_launch(lab)
         lab.save()
         network.make_switch(lab)
@@ -82,6 +79,20 @@ def up(lab: Lab) -> None:
         cgroup.Cgroup(home).add(os.getpid())  # out of the group that is about to be killed
         down(lab)
         raise
+    return [f"the nodes have no CPU quota: {no_quota}"] if no_quota else []
+
+
+def _claim(lab: Lab) -> None:
+    """Make the lab's directory; raises :class:`BadInput` when somebody else just did."""
+    while True:
+        LABS.mkdir(exist_ok=True)
+        try:
+            lab.directory.mkdir()
+        except FileNotFoundError:
+            continue  # the `down` of another lab has just removed the parent
+        except FileExistsError:
+            raise BadInput(f"lab {lab.name} is being started by somebody else") from None
+        return
 
 
 def _connect_and_boot(lab: Lab, launches: list[container.Launch]) -> None:
@@ -168,8 +179,8 @@ def down(lab: Lab) -> None:
         libc.umount2(where, libc.MNT_DETACH)
     if lab.directory.exists():
         shutil.rmtree(lab.directory)  # all of it was on the tmpfs, unless up died before mounting it
-    with contextlib.suppress(FileNotFoundError, OSError):
-        LABS.rmdir()  # the last lab's
+    with contextlib.suppress(OSError):  # others are there, or it is gone
+        LABS.rmdir()
 
 
 def _mounts_below(directory: Path) -> list[str]:
