@@ -141,7 +141,11 @@ def _cpu(pids: list[int]) -> float:
 
 
 def _pipes(scene: Scene, known: dict[str, int]) -> list[External]:
-    """Pipes with a holder outside of the tree (for guests: those that the keeper serves); all others travel inside the image."""
+    """Pipes whose other end is outside of the tree (for guests: those that the keeper serves); all others travel inside the image.
+
+    An end whose other end we see nowhere counts as well: its holder may be in a pid namespace above ours, and if there is none,
+    the proxy passes on just that (end of file, or EPIPE).
+    """
     holders: dict[str, list[list[int]]] = {}
     for m in scene.members:
         for f in m.files:
@@ -153,8 +157,8 @@ def _pipes(scene: Scene, known: dict[str, int]) -> list[External]:
             continue
         others = scene.held.get(target, [])
         direction = pipe_direction(scene, target)
-        if direction == "rw" or not (scene.guest or others):
-            continue
+        if direction == "rw":
+            continue  # both ends are inside; those that others hold too are among the reasons
         shared = direction == "r" and any("r" in h.access for h in others)
         out.append(External(known.get(target, len(out)), "pipe", target, direction, inside, shared))
     return out

@@ -200,8 +200,10 @@ def event_line(e: dict[str, Any]) -> str:
     words = [clock, str(e.get("kind", "event"))]
     if e.get("pid"):
         words.append(f"{e['pid']} ({e['comm']})" if e.get("comm") else str(e["pid"]))
-    if e.get("from") or e.get("to"):
-        words.append(f"{e.get('from') or '?'} → {e.get('to') or '?'}")
+    if e.get("from") and e.get("to"):
+        words.append(f"{e['from']} → {e['to']}")
+    elif node := e.get("to") or e.get("from") or e.get("home"):
+        words.append(str(node))
     if e.get("outcome"):
         words.append(str(e["outcome"]))
     if e.get("pause_ms") is not None:
