@@ -96,6 +96,9 @@ def test_a_pipe_that_another_process_reads_too_is_shared() -> None:
             assert e.shared and e.dir == "r"  # we still have the reading end
             (e,) = gather(p.pid, ignore=[os.getpid()]).externals
             assert not e.shared
+    finally:
+        os.close(r)
+        os.close(w)
 
 
 def test_an_end_whose_other_end_is_nowhere_to_be_seen_is_external() -> None:
@@ -103,9 +106,6 @@ def test_an_end_whose_other_end_is_nowhere_to_be_seen_is_external() -> None:
     with running("r, w = os.pipe(); os.close(r)") as p:
         (e,) = gather(p.pid).externals
         assert (e.dir, e.holders) == ("w", [[p.pid, 4]])
-    finally:
-        os.close(r)
-        os.close(w)
 
 
 def test_a_pipe_in_both_directions_is_a_job_server() -> None:
