@@ -158,7 +158,7 @@ class Init:
         os.setsid()
         if self.spec.terminal_is_led:
             fcntl.ioctl(self.slave, termios.TIOCSCTTY, 0)
-            self.desk = Desk(self.desk_sock, terminal.Foreground(self.slave, cast.background))
+            self.desk = Desk(self.desk_sock, terminal.Foreground(self.slave, self.spec.facts.pgid, cast.background))
 
     def _be_leader(self, cast: Family, up: int) -> None:
         """A leader that is not the parent."""

@@ -61,10 +61,10 @@ class Foreground:
     Without job control by us: the process must ignore SIGTTOU, as it is itself nearly always in the background.
     """
 
-    def __init__(self, slave: int, background: int) -> None:
+    def __init__(self, slave: int, guest: int, background: int) -> None:
         self._slave = slave
+        self._guests = guest
         self._background = background
-        self._guests: int = 0
 
     def give(self, group: int) -> None:
         """The terminal goes to ``group``; raises ``OSError`` when there is no such group in the session."""
@@ -76,7 +76,7 @@ class Foreground:
         """``on``: back to the group of the guest's that had it last; else to one that is not the guest's."""
         now = os.tcgetpgrp(self._slave)
         if on:
-            if now == self._background and self._guests:
+            if now == self._background:
                 os.tcsetpgrp(self._slave, self._guests)
             return
         if not self._background:

@@ -300,7 +300,10 @@ class Remote:
         """End the cell; nothing may be left of it."""
         self.sock.close()
         try:
-            assert self.process.wait(20) == 0
+            if self.process.wait(20) == -signal.SIGKILL:  # by the test: nobody was left to do it
+                self.cgroup.remove()
+            else:
+                assert self.process.returncode == 0
         finally:
             for fd in self.fds.values():
                 os.close(fd)
@@ -321,9 +324,13 @@ class Lab:
         self.cells.append(Remote(self.work, self.kdat, facts, img, mode))
         return self.cells[-1]
 
+    async def prepare(self, **changed: Any) -> Remote:
+        """A cell for home's process; ``changed``: facts that are to be other than they are."""
+        return self.cell(facts_of(self.home.pid, **changed), self._images())
+
     async def leave_home(self, **changed: Any) -> Remote:
-        """Prepare a cell, freeze and dump home's process, restore it in the cell; ``changed``: facts that are to be other than they are."""
-        cell = self.cell(facts_of(self.home.pid, **changed), self._images())
+        """Prepare a cell, freeze and dump home's process, restore it in the cell."""
+        cell = await self.prepare(**changed)
         await self.home.dump(self.img)
         cell.run()
         return cell

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.cell_lab import Lab, Remote, lab, make_kdat, until
+from mig.errors import MigError
+from mig.kernel import procfs
+from tests.kernel.cell_lab import Lab, Remote, lab, make_kdat, read_answer, until
 
 Test = Callable[[Lab], Awaitable[None]]
 
@@ -183,5 +187,163 @@ def test_a_terminal_that_is_not_the_controlling_one_of_another_leaders_session(w
         home = it.home.ask("ids")
         assert home["sid"] == home["ppid"] and home["tpgid"] == -1
         exits_with(await two_cells(it, home), 13)
+
+    within(test)
+
+
+def test_home_again(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_terminal("threads")
+        home = it.home.ask("ids")
+        away = await it.leave_home()
+        back = await it.move_on(away, "home")
+        assert back.ask("ids") == home  # the machine's own name, and the terminal's number although the real one is still in use
+        again = await it.move_on(back)
+        assert as_at_home(again.ask("ids"), home)
+        exits_with(again, 14)
+
+    within(test)
+
+
+def test_a_guest_in_the_background_gets_the_terminal(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_terminal()
+        home = it.home.ask("ids")
+        shell, guest = home["ppid"], home["pid"]
+        cell = await it.leave_home(tpgid=shell)
+        os.write(cell.orders, b"ids\n")
+        assert cell.event("stopped")["sig"] == signal.SIGTTIN  # reading in the background
+        cell.tell("foreground", on=True)
+        cell.tell("signal", sig=signal.SIGCONT)
+        cell.event("continued")
+        assert read_answer(cell.answers)["tpgid"] == guest
+        cell.tell("foreground", on=False)
+        assert os.tcgetpgrp(cell.orders) != 0  # a master shows the group, in our numbers
+        os.write(cell.orders, b"ids\n")
+        assert cell.event("stopped")["sig"] == signal.SIGTTIN
+        cell.tell("foreground", on=True)
+        cell.tell("signal", sig=signal.SIGCONT)
+        cell.event("continued")
+        assert read_answer(cell.answers)["tpgid"] == guest
+        exits_with(cell, 15)
+
+    within(test)
+
+
+def test_a_group_that_is_the_whole_session_can_lose_the_terminal_too(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_terminal(line="exec sh -c 'GUEST; exit $?'")
+        home = it.home.ask("ids")
+        assert home["pgid"] == home["sid"] == home["tpgid"] == home["ppid"]
+        cell = await it.leave_home()
+        cell.tell("foreground", on=False)
+        cell.tell("foreground", on=True)
+        assert as_at_home(cell.ask("ids"), home)
+        exits_with(cell, 16)
+
+    within(test)
+
+
+def test_a_signal_to_the_whole_group_spares_the_stand_ins(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_pipes(shell='"$@"; exit $?', start_new_session=True)
+        cell = await it.leave_home()
+        os.write(cell.orders, b"kill0 15\n")
+        assert cell.event("exited")["status"] == signal.SIGTERM
+
+    within(test)
+
+
+def test_a_kill_of_everything_is_told_as_the_guests_end(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_pipes(shell='"$@"; exit $?', start_new_session=True)
+        cell = await it.leave_home()
+        os.write(cell.orders, b"kill0 9\n")  # takes the foster parent along: pid 1 inherits the guest
+        assert cell.event("exited")["status"] == signal.SIGKILL
+
+    within(test)
+
+
+def test_cpu_time_and_end_of_file(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_pipes()
+        cell = await it.leave_home()
+        cell.ask("spin")
+        os.write(cell.orders, b"exit 0\n")
+        assert cell.event("exited")["utime"] > 0.05
+        os.set_blocking(cell.answers, True)
+        assert os.read(cell.answers, 1) == b""  # nobody else in the cell holds the guest's pipes
+        with pytest.raises(BrokenPipeError):
+            os.write(cell.orders, b"x")
+
+    within(test)
+
+
+def test_an_abort_at_the_barrier_leaves_nothing(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_pipes("children")
+        cell = await it.prepare()
+        await it.home.dump(it.img)
+        cell.tell("restore")
+        cell.tell("freeze")
+        assert len(cell.guest_cgroup.procs()) >= 6  # CRIU and the guest's processes
+        cell.tell("kill")
+        assert not cell.cgroup.exists()
+        it.home.group.thaw()
+        assert it.home.ask("ids")["pid"] == it.home.pid
+
+    within(test)
+
+
+def test_the_guest_does_not_run_when_criu_dies_at_the_barrier(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_pipes()
+        cell = await it.prepare()
+        await it.home.dump(it.img)
+        cell.tell("restore")
+        cell.tell("freeze")
+        guest = procfs.host_pid(cell.guest_cgroup.procs(), it.home.pid)
+        os.write(cell.orders, b"ids\n")
+        used = procfs.stat(guest).utime, procfs.stat(guest).stime
+        for p in cell.guest_cgroup.procs():
+            if p != guest:
+                os.kill(p, signal.SIGKILL)
+        until(lambda: cell.guest_cgroup.procs() == [guest], "the end of CRIU")
+        await asyncio.sleep(0.1)
+        assert (procfs.stat(guest).utime, procfs.stat(guest).stime) == used
+        assert not select.select([cell.answers], [], [], 0)[0]
+        with pytest.raises(MigError, match=r"cell, (release|restore)"):
+            cell.tell("go")
+
+    within(test)
+
+
+def test_a_failed_restore_quotes_criu(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_pipes()
+        cell = await it.prepare()
+        await it.home.dump(it.img)
+        (it.img / f"core-{it.home.pid}.img").unlink()
+        with pytest.raises(MigError, match="cell, restore: CRIU could not restore the process: Error "):
+            cell.tell("restore")
+
+    within(test)
+
+
+def test_a_cell_that_cannot_be_made_says_what_failed_and_leaves_nothing(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_pipes()
+        with pytest.raises(MigError, match=r"cell, family: .*kernel.pid_max"):
+            await it.prepare(ppid=1 << 22)
+
+    within(test)
+
+
+def test_the_cell_ends_with_its_keeper(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_pipes("children")
+        cell = await it.leave_home()
+        cell.process.kill()
+        until(lambda: not cell.cgroup.populated(), "the end of the cell")
 
     within(test)
