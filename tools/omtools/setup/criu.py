@@ -89,7 +89,8 @@ def _candidates(scratch: Path, tried: list[str]) -> Iterator[tuple[str, Path]]:
             say(f"fetching CRIU {version} of {suite}")
             yield f"{version} of {suite}", private.unpack(scratch / f"criu-{suite}")
         except SetupError as e:
-            tried.append(f"{suite}: {e}")
+            lines = str(e).splitlines()
+            tried.append(f"{suite}: {next((line.strip() for line in lines if line.lstrip().startswith('E: ')), lines[-1].strip())}")
 
 
 def _too_old(version: str) -> bool:
@@ -112,34 +113,35 @@ class PrivateApt:
         (where / "parts" / "newer.sources").write_text(
             f"Types: deb\nURIs: {source.uri}\nSuites: {suite}\nComponents: {components}\nArchitectures: amd64\n{signed}"
         )
-        self.options = [
-            f"-o{k}={v}"
-            for k, v in {
-                "Dir::Etc::sourcelist": "/dev/null",
-                "Dir::Etc::sourceparts": where / "parts",
-                "Dir::Etc::preferencesparts": "/dev/null",
-                "Dir::Etc::preferences": "/dev/null",
-                "Dir::State::lists": where / "lists",
-                "Dir::State::status": where / "status",
-                "Dir::Cache": where / "cache",
-                "APT::Install-Recommends": "false",
-                "APT::Sandbox::User": "root",  # the directory is root's
-                "APT::Update::Error-Mode": "any",  # else a mirror that does not answer passes for an empty one
-                "Acquire::Languages": "none",
-            }.items()
-        ]
-        run(["apt-get", "-qq", *self.options, "update"], hint="is the network there, and does the machine's package mirror answer?")
+        settings = {
+            "Dir::Etc::sourcelist": "/dev/null",
+            "Dir::Etc::sourceparts": where / "parts",
+            "Dir::Etc::preferencesparts": "/dev/null",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::State::lists": where / "lists",
+            "Dir::State::status": where / "status",
+            "Dir::Cache": where / "cache",
+            "APT::Install-Recommends": "false",
+            "APT::Sandbox::User": "root",  # the directory is root's
+            "APT::Update::Error-Mode": "any",  # else a mirror that does not answer passes for an empty one
+            "Acquire::Languages": "none",
+        }
+        (where / "apt.conf").write_text("".join(f'{k} "{v}";\n' for k, v in settings.items()))
+        self._apt("apt-get", "-qq", "update")
+
+    def _apt(self, program: str, *args: str, cwd: Path | None = None) -> str:
+        return run([program, "-c", self.where / "apt.conf", *args], cwd=cwd)
 
     def candidate(self, package: str) -> str:
         """The version that the suite carries, or ""."""
-        m = re.search(r"Candidate: (\S+)", run(["apt-cache", *self.options, "policy", package]))
+        m = re.search(r"Candidate: (\S+)", self._apt("apt-cache", "policy", package))
         return m.group(1) if m and m.group(1) != "(none)" else ""
 
     def unpack(self, target: Path) -> Path:
         """Download CRIU with all that it links, unpack it, and collect the self-contained directory."""
-        run(["apt-get", "-qq", *self.options, "-y", "--download-only", "install", "criu"])
+        self._apt("apt-get", "-qq", "-y", "--download-only", "install", "criu")
         archives = self.where / "cache" / "archives"
-        run(["apt-get", "-qq", *self.options, "download", "python3-pycriu"], cwd=archives)
+        self._apt("apt-get", "-qq", "download", "python3-pycriu", cwd=archives)
         root = self.where / "root"
         for deb in sorted(archives.glob("*.deb")):
             run(["dpkg-deb", "-x", deb, root])
