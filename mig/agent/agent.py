@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mig import paths, wire
+from mig.agent import home_locks
 from mig.agent.deputy_link import DeputyLink
 from mig.agent.externals import Externals
 from mig.agent.files import FileServer
@@ -291,6 +292,11 @@ class Agent:
         assert self.files is not None
         await self.files.ask("expire")
 
+    async def inherit_locks(self, pids: list[int]) -> None:
+        """Record locks of these frozen processes count as the guest's own when it asks for them."""
+        assert self.files is not None
+        await self.files.ask("inherit", pids=pids)
+
     def drop_epoch(self) -> None:
         """The cell that was prepared will not run."""
         self.board.drop(self.epoch + 1)
@@ -367,9 +373,14 @@ class Agent:
             case "locks":
                 assert self.files is not None
                 await k.send("locks", locks=(await self.files.ask("locks"))["locks"])
+            case "inherit":
+                await self.inherit_locks([int(p) for p in m["pids"]])
+                await k.send("inherited")
             case "unlock":
                 assert self.files is not None
                 await self.files.unlock()
+                if m.get("home"):
+                    self._deputy_drops_record_locks()
                 await k.send("unlocked")
             case "relock":
                 assert self.files is not None
@@ -487,6 +498,12 @@ class Agent:
             for p, fd in pids_fds:
                 if p == self.pid:
                     self.deputy.close_descriptor(fd)
+
+    def _deputy_drops_record_locks(self) -> None:
+        """The guest comes home and takes its record locks itself; until then its first self, the deputy, still held them."""
+        if self.deputy is not None:
+            for _, fd in home_locks.scan([self.pid])[1]:
+                self.deputy.close_descriptor(fd)
 
     def _foreground(self, on: bool) -> None:
         self._tell_keeper("foreground", on=on)

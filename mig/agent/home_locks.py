@@ -1,7 +1,7 @@
 """flock(2) locks that processes on this node hold through home's own kernel, let go for a move and taken again if it is given up.
 
 A frozen process cannot unlock, but the lock belongs to the open file description, of which ``pidfd_getfd`` gives us a duplicate.  Record
-locks (fcntl) belong to the process itself and cannot be dropped from outside.
+locks (fcntl) belong to the process itself and cannot be dropped from outside: home's file server lets the guest inherit those.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Flock:
     exclusive: bool
 
 
-def scan(pids: Iterable[int]) -> tuple[list[tuple[int, int, bool]], list[str]]:
-    """(pid, fd, exclusive) for every flock, and a sentence for every record lock."""
+def scan(pids: Iterable[int]) -> tuple[list[tuple[int, int, bool]], list[tuple[int, int]]]:
+    """(pid, fd, exclusive) for every flock, and (pid, fd) for every descriptor whose file has record locks of its process."""
     flocks: list[tuple[int, int, bool]] = []
-    records: list[str] = []
+    records: list[tuple[int, int]] = []
     for p in pids:
         try:
             fds = sorted(int(x) for x in os.listdir(f"/proc/{p}/fdinfo"))
@@ -45,9 +45,7 @@ def scan(pids: Iterable[int]) -> tuple[list[tuple[int, int, bool]], list[str]]:
                     if kind == "FLOCK":
                         flocks.append((p, fd, mode == "WRITE"))
                     else:
-                        name = os.readlink(f"/proc/{p}/fd/{fd}")
-                        remedy = "wait until it is released, or let the program use flock"
-                        records.append(f"process {p} holds a record lock (fcntl) on {name}: {remedy}")
+                        records.append((p, fd))
             except FileNotFoundError:
                 continue  # closed meanwhile
     return flocks, records

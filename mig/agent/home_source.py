@@ -77,6 +77,7 @@ class HomeSource:
             case Step.DUMP:
                 await self._dump()
             case Step.LOCKS:
+                await self.agent.inherit_locks(self.group.procs())
                 self.flocks = home_locks.release(self.group.procs())
             case Step.SHIP:
                 assert self.work is not None
@@ -101,6 +102,7 @@ class HomeSource:
             case Step.FREEZE:
                 self._thaw()
             case Step.LOCKS:
+                await self.agent.inherit_locks([])
                 home_locks.take_again(self.flocks)
             case _:
                 pass
@@ -121,10 +123,11 @@ class HomeSource:
 
     async def _ask(self) -> None:
         a = self.agent
+        self.converter = Helper()  # its start-up costs as much CPU as the dump: over long before the freeze
         self.seen = self._special()
         facts = gather(a.pid)
-        if reasons := [*facts.reasons, *home_locks.scan(facts.tree)[1]]:
-            raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=reasons)
+        if facts.reasons:
+            raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=facts.reasons)
         self.facts = a.facts = facts
         self.journal.write(BEGIN, pid=a.pid, start=facts.start, cgroup=str(self.group.path), to=dataclasses.asdict(self.dest.node))
         await a.open_externals(facts)
@@ -135,7 +138,6 @@ class HomeSource:
     async def _capture(self) -> None:
         self.work = workdir.make(self.mid, "source", self.facts.rss)
         self.img_fd = os.open(self.work / "img", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.converter = Helper()  # started now, so that the deputy stands in milliseconds later
         self.dumper = await Dumper.start(self.img_fd)
         self.captured = True
         if self.held is None:

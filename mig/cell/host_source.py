@@ -106,6 +106,8 @@ class HostSource:
             case Step.LOCKS:
                 if self.keeper.mode == "remote":
                     await self.keeper.ask_agent("relock", "relocked")
+                else:
+                    await self.keeper.ask_agent("inherit", "inherited", pids=[])
                 home_locks.take_again(self.flocks)
             case _:
                 pass
@@ -155,8 +157,9 @@ class HostSource:
             held = (await self.keeper.ask_agent("locks", "locks")).get("locks", [])
             if held:
                 images.write_locks(str(self.work / "img"), locks.of_guest(held, self.group.procs()))
-            await self.keeper.ask_agent("unlock", "unlocked")
+            await self.keeper.ask_agent("unlock", "unlocked", home=self.request["mode"] == "home")
         else:
+            await self.keeper.ask_agent("inherit", "inherited", pids=self.group.procs())
             self.flocks = home_locks.release(self.group.procs())
 
     async def close(self, outcome: Outcome) -> None:

@@ -55,32 +55,31 @@ class Destination:
             raise CannotMove(f"{self.node.name} does not take it", reasons=[str(r) for r in m.get("reasons", ())])
         error = m.get("error")
         if isinstance(error, dict):
-            raise PeerError(
-                f"{self.node.name}: {error.get('message')}", reasons=[str(r) for r in error.get("reasons", ())], hint=str(error.get("hint", ""))
-            )
+            said = MigError.from_wire(error)
+            raise PeerError(f"{self.node.name}: {said.message}", reasons=said.reasons, hint=said.hint)
         raise PeerError(f"{self.node.name} answered {m.get('op')!r} where '{op}' was expected")
 
     async def ship(self, img_dir: str, **head: Any) -> int:
         """Send every file of ``img_dir`` in one message and a raw stream; returns the number of bytes."""
         assert self.sock is not None
         loop = asyncio.get_running_loop()
-        names = sorted(e.name for e in os.scandir(img_dir) if e.is_file(follow_symlinks=False) and e.name.endswith(".img"))
-        files = [[n, os.stat(os.path.join(img_dir, n)).st_size] for n in names]
-        total = sum(int(size) for _, size in files)
+        with os.scandir(img_dir) as entries:
+            files = sorted((e.name, e.stat().st_size) for e in entries if e.name.endswith(".img") and e.is_file(follow_symlinks=False))
+        total = sum(size for _, size in files)
         await wire.asend(self.sock, op="images", files=files, **head)
         sent, half_way = 0, False
         small = bytearray()
         for name, size in files:
             # most images are tiny: one send for many of them instead of a packet each
-            if int(size) < CHUNK:
+            if size < CHUNK:
                 with open(os.path.join(img_dir, name), "rb") as f:
                     small += f.read()
             else:
                 await loop.sock_sendall(self.sock, small)
                 small.clear()
                 with open(os.path.join(img_dir, name), "rb") as f:
-                    await loop.sock_sendfile(self.sock, f, 0, int(size), fallback=True)
-            sent += int(size)
+                    await loop.sock_sendfile(self.sock, f, 0, size, fallback=True)
+            sent += size
             if not half_way and sent >= total // 2:
                 half_way = True
                 await reach(Fault.MID_TRANSFER)
