@@ -44,7 +44,7 @@ def install() -> None:
     tried: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mig-criu-", dir="/var/tmp") as scratch:
         for name, candidate in _candidates(Path(scratch), tried):
-            problem = trial.problem(candidate)
+            problem = _pycriu_problem(candidate) or trial.problem(candidate)
             if not problem:
                 _put(candidate)
                 say(f"CRIU: {name}")
@@ -168,16 +168,15 @@ def _collect(target: Path, criu: Path, pycriu: Path, libraries: list[Path], load
     shutil.copytree(pycriu, target / "python" / "pycriu", ignore=shutil.ignore_patterns("__pycache__"))
 
 
+def _pycriu_problem(candidate: Path) -> str:
+    """Why this pycriu does not go with the environment's protobuf; "" when it does."""
+    script = "import pycriu.rpc_pb2 as rpc, pycriu.images; rpc.criu_req(type=rpc.VERSION).SerializeToString()"
+    done = subprocess.run([VENV / "bin" / "python", "-c", script], cwd=candidate / "python", capture_output=True, text=True)
+    return f"its pycriu: {(done.stderr.strip().splitlines() or ['?'])[-1]}" if done.returncode else ""
+
+
 def _put(candidate: Path) -> None:
     """Move a tried candidate to its place."""
-    done = subprocess.run(
-        [VENV / "bin" / "python", "-c", "import pycriu.rpc_pb2, pycriu.images"],
-        cwd=candidate / "python",
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SetupError(f"its pycriu cannot be imported: {done.stderr.strip().splitlines()[-1:]}")
     new, old = HOME.with_name("criu.new"), HOME.with_name("criu.old")
     for d in (new, old):
         shutil.rmtree(d, ignore_errors=True)
