@@ -103,13 +103,17 @@ class Config:
     # good as 0.1 with half the moves for jobs started at home; jobs whose node was chosen at the start need 1.0.
     epsilon_home: float = 0.5
     epsilon_placed: float = 1.0
-    # What a move costs: the freeze, and the share of a CPU that a running transfer takes at either end.
+    # CPU seconds that the helpers of a move take to start, at both ends.  More: short processes stay where they are.
+    setup_s: float = 0.5
+    # What a move costs beside: the freeze, and the share of a CPU that a running transfer takes at either end.
     freeze_s: float = 0.1
     transfer_cpu: float = 0.1
     # Line rate for guessing the time of a transfer.  1 Gbit/s.  Too low a value keeps large processes at home.
     bandwidth: float = 125e6
     # Simultaneous transfers of this node, in or out.  Two keep the line busy during one's freeze; more only delay each other.
     transfers: int = 2
+    # For tests: agents and keepers stop, fail or die at named points of a move (mig.migration.faults).  Never on a machine that is used.
+    faults: bool = False
     # A move that takes longer is abandoned unless the user gave --timeout; before its commit that means: runs where it was.
     move_timeout_s: float = 300.0
 
@@ -172,6 +176,7 @@ class Config:
 _POSITIVE = ("hello_s", "gossip_s", "fanout", "suspect_s", "forget_s", "sample_s", "balance_s", "bandwidth", "transfers", "move_timeout_s")
 _NOT_NEGATIVE = (
     "speed", "cpus", "mem_total", "max_guests", "mem_reserve", "min_age_s", "rest_s", "epsilon_home", "epsilon_placed", "freeze_s",
+    "setup_s",
     "transfer_cpu",
 )  # fmt: skip
 

@@ -33,8 +33,9 @@ _TAIL = 2000
 class Spawner:
     """Starts helpers and reaps them."""
 
-    def __init__(self, me: Callable[[], NodeInfo], guests: Guests) -> None:
+    def __init__(self, me: Callable[[], NodeInfo], guests: Guests, *, faults: bool = False) -> None:
         self._me, self._guests = me, guests
+        self._faults = {"MIG_FAULTS": "1"} if faults else {}
         self.pids: set[int] = set()
         """Children that live."""
         self._agents: dict[int, int] = {}  # by the pid that they serve
@@ -83,7 +84,7 @@ class Spawner:
         return self._start(argv, logfile, fds)
 
     def _start(self, argv: list[str], logfile: Path, fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-        env = {**os.environ, "MIG_NODE": json.dumps(dataclasses.asdict(self._me()))}
+        env = {**os.environ, "MIG_NODE": json.dumps(dataclasses.asdict(self._me())), **self._faults}
         env.pop("NOTIFY_SOCKET", None)  # it is omdiscd that is ready, not its helpers
         with open(logfile, "ab") as out:
             child = subprocess.Popen(

@@ -41,7 +41,8 @@ class Externals:
                 self._files[i] = libc.pidfd_getfd(f.pid, f.fd)
         except OSError as e:
             self.close()
-            raise MoveFailed(f"a descriptor that it shares could not be copied: {e}", hint="it may have closed it just now: try again") from e
+            hint = "it may have closed it just now: try again"
+            raise MoveFailed(f"a descriptor that it shares could not be copied: {e}", hint=hint) from e
 
     def _open(self, e: External) -> HomePipe | HomeTerminal:
         if e.kind == "tty":

@@ -33,6 +33,7 @@ def defaults(lab: Lab, node: Node) -> dict[str, Any]:
         "cpus": node.cpus,
         "allow_root_guests": True,
         "auto": "mosrun",
+        "faults": True,
     }
 
 
