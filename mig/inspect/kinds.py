@@ -1,11 +1,10 @@
 """The kinds of obstacles to a move: the sentence that a user reads, the remedy, and the explanation in the manual.
 
-``docs/cannot-move.md`` is made from this list: ``python -m mig.inspect.kinds > docs/cannot-move.md``; a test compares them.
+``docs/cannot-move.md`` is made from this list (``python -m omtools.manual``); a test compares them.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 
@@ -222,7 +221,3 @@ def manual() -> str:
         said, remedy = kind.says.format(**PLACES), kind.remedy.format(**PLACES)
         lines += ["", f"## {key}", "", f"> {said}", "", kind.why, "", f"**Remedy:** {remedy}."]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(manual())

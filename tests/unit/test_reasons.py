@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mig.inspect import kinds
 from mig.inspect.kinds import KINDS
 from mig.inspect.reasons import Obstacle, cannot_move, obstacles, pipe_direction, pts_index, sentence
 from mig.inspect.scene import Holder, Mapping, Member, OpenFile, Scene, Socket
@@ -235,8 +233,3 @@ def test_all_sentences_can_be_filled() -> None:
         said = sentence(Obstacle(kind, m, "WHAT", "OTHER"), [3])
         assert said.startswith("job (100)") or kind == "dead-leader"
         assert "{" not in said
-
-
-def test_the_manual_lists_exactly_these_kinds() -> None:
-    page = Path(__file__).parents[2] / "docs" / "cannot-move.md"
-    assert page.read_text() == kinds.manual(), "run: python -m mig.inspect.kinds > docs/cannot-move.md"
