@@ -41,8 +41,3 @@ def test_no_tree_file_names_a_package_registry() -> None:
     hosts = {h for text in (*texts, pip.stdout) for h in re.findall(r"https?://(?:[^/\s'\"@]*@)?([^/\s'\":]+)", text)}
     found = [f"{p.relative_to(ROOT)}: {h}" for p in _tree() for h in hosts if h.encode() in p.read_bytes()]
     assert not found
-
-
-def test_files_stay_short() -> None:
-    lengths = {p.relative_to(ROOT): len(p.read_text().splitlines()) for p in _tree() if p.suffix in (".py", ".c", ".sh")}
-    assert {str(p): n for p, n in lengths.items() if n > 500} == {}
