@@ -56,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="setting of every omdiscd.toml")
 
     for verb, text in (("run", "run a command in a node and wait for it"), ("spawn", "start a command in a node; print its PID there")):
-        v = verbs.add_parser(verb, help=text)
+        v = verbs.add_parser(verb, help=text, usage=f"moslab [--lab NAME] {verb} NODE [-u UID] -- CMD [ARG...]")
         v.add_argument("node", metavar="NODE")
         v.add_argument("-u", "--user", default="0", metavar="UID", help="as this user: a number or a name (default: root)")
-        v.add_argument("command", nargs="*", metavar="-- CMD ARG...")
+        v.add_argument("command", nargs="*", metavar="CMD")
     again = [verbs.add_parser("start", help="boot a node after kill: same disk, fresh /run")]
     again.append(verbs.add_parser("restart-daemon", help="end the node's omdiscd if it runs, and start it"))
     for v in again:
