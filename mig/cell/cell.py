@@ -81,21 +81,22 @@ class Cell:
         top = Cgroup(spec.cgroup)
         own, guest = Cgroup(top.path / "own"), Cgroup(top.path / "guest")
         try:
-            try:
-                own.create()
-                guest.create()
-            except OSError as e:
-                raise CellError("cgroup", str(e)) from e
+            own.create()
+            guest.create()
             control, control_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             desk, desk_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            keeper = os.getpid()
             middle = os.fork()
             if middle == 0:
-                init.run(spec, own, guest, control_far, desk_far)
-            control_far.close()
-            desk_far.close()
+                init.run(spec, keeper, own, guest, control_far, desk_far)
+        except OSError as e:
+            top.remove()
+            raise CellError("fork", str(e)) from e
         finally:
-            for fd in {fd for g in spec.pipes for fd in (g.fd, g.alt_fd) if fd >= 0}:
+            for fd in set(spec.given_fds):
                 os.close(fd)
+        control_far.close()
+        desk_far.close()
         cell = cls(spec, control, desk, middle, own, guest)
         try:
             cell._prepare()
@@ -198,11 +199,15 @@ class Cell:
     # -- the end ---------------------------------------------------------------------------------------------------------------
 
     def kill(self) -> None:
-        """End every process of the cell, frozen or not, and remove its cgroups; idempotent.  ``tty_master`` stays open."""
+        """End every process of the cell, frozen or not, and remove its cgroups; idempotent.  ``tty_master`` stays open.
+
+        Raises ``TimeoutError`` when a process does not end: one that closes a file of home's waits for home's answer, so the mount must
+        be aborted first where home no longer answers.
+        """
         if self._middle:
-            self.cgroup.kill()
-            # still outside of the cgroup when it failed at the very start
+            # still outside of the cgroup when it failed at the very start; our child until it is reaped, so the pid is its own
             os.kill(self._middle, signal.SIGKILL)
+            self.cgroup.kill()
             os.waitpid(self._middle, 0)
             self._middle = 0
         self.cgroup.remove()

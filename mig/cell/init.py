@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 import termios
 from collections.abc import Callable, Iterable
@@ -35,16 +36,17 @@ from mig.kernel.cgroup import Cgroup
 INIT = 1
 
 
-def run(spec: CellSpec, own: Cgroup, guest: Cgroup, control: socket.socket, desk: socket.socket) -> NoReturn:
+def run(spec: CellSpec, keeper: int, own: Cgroup, guest: Cgroup, control: socket.socket, desk: socket.socket) -> NoReturn:
     """The life of the forked process; never returns into the keeper's stack."""
     try:
-        _middle(spec, own, guest, control, desk)
+        libc.pdeathsig()
+        if os.getppid() == keeper:  # else it died before we could ask to die with it
+            _middle(spec, own, guest, control, desk)
     finally:
         os._exit(1)
 
 
 def _middle(spec: CellSpec, own: Cgroup, guest: Cgroup, control: socket.socket, desk: socket.socket) -> None:
-    libc.pdeathsig()
     step = "namespaces"
     try:
         _close_others(spec, control, desk)
@@ -53,13 +55,20 @@ def _middle(spec: CellSpec, own: Cgroup, guest: Cgroup, control: socket.socket, 
         own.add(os.getpid())
         remote = libc.CLONE_NEWUTS | libc.CLONE_NEWIPC if spec.mode == "remote" else 0
         libc.unshare(libc.CLONE_NEWNS | libc.CLONE_NEWPID | remote)
+        alive, never = os.pipe()
         pid = os.fork()
         if pid:
+            os.close(alive)
             say(control, op="init", pid=pid)
-            libc.close_range(3)  # our copies would hide from the keeper that the others are gone
+            for fd in (control.fileno(), desk.fileno(), spec.img_fd, *spec.given_fds):
+                os.close(fd)  # our copies would hide that all others are gone
             os.waitpid(pid, 0)
             os._exit(0)
         libc.pdeathsig()
+        os.close(never)
+        if select.select([alive], [], [], 0)[0]:
+            os._exit(1)  # the middle, whose parent's pid says nothing in here, is gone already
+        os.close(alive)
         libc.set_name("mig-cell")
         step = "setup"
         Init(spec, guest.path, control, desk).run()
@@ -70,7 +79,7 @@ def _middle(spec: CellSpec, own: Cgroup, guest: Cgroup, control: socket.socket, 
 def _close_others(spec: CellSpec, control: socket.socket, desk: socket.socket) -> None:
     """A descriptor of the keeper's that stays open here is one whose other side never sees it end."""
     keep = {0, 1, 2, control.fileno(), desk.fileno(), spec.img_fd}
-    keep |= {fd for g in spec.pipes for fd in (g.fd, g.alt_fd) if fd >= 0}
+    keep |= set(spec.given_fds)
     edges = sorted(keep)
     for a, b in zip(edges, [*edges[1:], 1 << 32], strict=True):
         if b - a > 1:
@@ -204,7 +213,7 @@ class Init:
             processes.stand_in(pid)
 
     def _start_worker(self, launch: Launch, *, sibling: bool) -> None:
-        pass_fds = [fd for g in self.spec.pipes for fd in (g.fd, g.alt_fd) if fd >= 0]
+        pass_fds = self.spec.given_fds
         if self.slave >= 0:
             pass_fds.append(self.slave)
         launch.fork(sibling=sibling, stdin=self.slave, pass_fds=pass_fds)
@@ -223,8 +232,5 @@ class Init:
 
     def _let_go(self) -> None:
         """The ends of the guest's pipes: EOF and SIGPIPE must arise when the guest closes its own."""
-        for g in self.spec.pipes:
-            for fd in (g.fd, g.alt_fd):
-                if fd >= 0:
-                    os.close(fd)
-        os.close(self.spec.img_fd)
+        for fd in (*self.spec.given_fds, self.spec.img_fd):
+            os.close(fd)

@@ -71,6 +71,11 @@ class CellSpec:
         """The pipe ends among the externals."""
         return [g for g in self.externals if g.external.kind == "pipe"]
 
+    @property
+    def given_fds(self) -> list[int]:
+        """The guest's ends of its pipes."""
+        return [fd for g in self.pipes for fd in (g.fd, g.alt_fd) if fd >= 0]
+
 
 @dataclass(frozen=True)
 class Exited:

@@ -347,3 +347,18 @@ def test_the_cell_ends_with_its_keeper(within: Callable[[Test], None]) -> None:
         until(lambda: not cell.cgroup.populated(), "the end of the cell")
 
     within(test)
+
+
+def test_a_stopped_guest_arrives_stopped(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_pipes()
+        home = it.home.ask("ids")
+        os.kill(it.home.pid, signal.SIGSTOP)
+        cell = await it.leave_home()
+        assert cell.event("stopped")["sig"] == signal.SIGSTOP
+        cell.tell("signal", sig=signal.SIGCONT)
+        cell.event("continued")
+        assert as_at_home(cell.ask("ids"), home)
+        exits_with(cell, 17)
+
+    within(test)
