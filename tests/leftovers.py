@@ -12,7 +12,6 @@ from typing import Self
 MARK = "MIG_TEST_RUN"
 """Environment variable that every process of a run inherits."""
 _OURS = re.compile(r"^(mig|moslab)")
-_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,11 @@ class Snapshot:
         return cls(_mounts(), _names(Path("/sys/class/net")), _names(Path("/run/netns")), _cgroups(), _names(Path("/run/moslab")))
 
     def new_since(self, before: Snapshot) -> list[str]:
-        """What is there now and was not before."""
+        """What is there now and was not before; what a lab does that ran already is that lab's business."""
+        old = (*before.cgroups, *(f"/run/moslab/{lab}" for lab in before.labs))
         kinds = ("mounts", "interfaces", "namespaces", "cgroups", "labs")
-        return [f"{kind[:-1]}: {x}" for kind in kinds for x in sorted(getattr(self, kind) - getattr(before, kind))]
+        new = [(kind[:-1], x) for kind in kinds for x in sorted(getattr(self, kind) - getattr(before, kind))]
+        return [f"{kind}: {x}" for kind, x in new if not any(x.startswith(f"{o}/") for o in old)]
 
 
 def _names(directory: Path) -> frozenset[str]:
@@ -65,9 +66,9 @@ def _marked() -> list[str]:
     return found
 
 
-def leftovers(before: Snapshot) -> tuple[list[str], list[str]]:
-    """(processes of this run, everything else that is new), after giving it a few seconds to go by itself."""
-    end = time.monotonic() + _PATIENCE_S
+def leftovers(before: Snapshot, *, patience: float = 5.0) -> tuple[list[str], list[str]]:
+    """(processes of this run, everything else that is new), after giving it ``patience`` seconds to go by itself."""
+    end = time.monotonic() + patience
     while True:
         processes, rest = _marked(), Snapshot.take().new_since(before)
         if not (processes or rest) or time.monotonic() > end:
