@@ -16,6 +16,7 @@ import re
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from mig.kernel.ptrace import (
     PTRACE_O_TRACECLONE,
     WALL,
     Tracee,
+    TraceeDied,
     ptrace,
     reaped,
 )
@@ -125,10 +127,11 @@ def convert(
         job.prepare(drop_signals, hold, on_hold, on_step)
         job.exec()
     except BaseException as e:
-        if job.lost:
-            job.reap_siblings()
+        try:
+            job.roll_back(freeze)
+        except (ProcessLookupError, TraceeDied):
+            job.bury()
             raise DeputyError(f"process {pid} ended while it was made a deputy: {e}", rolled_back=False) from e
-        job.roll_back(freeze)
         if isinstance(e, (OSError, MigError)):
             raise DeputyError(f"process {pid} could not be made a deputy: {e}; it is as before") from e
         raise
@@ -159,11 +162,6 @@ class Conversion:
         """The thread that makes our calls."""
         return self.threads[self.pid]
 
-    @property
-    def lost(self) -> bool:
-        """Whether the process is gone, so that there is nothing to undo."""
-        return procfs.state(self.pid) in (None, "Z", "X")
-
     # -- steps ------------------------------------------------------------------------------------------------------------------
 
     def catch(self) -> None:
@@ -179,8 +177,13 @@ class Conversion:
                     continue  # it ended by itself
                 self.threads[tid].interrupt()
             for tid in new:
-                if tid in self.threads:
-                    self.threads[tid].wait_event(PTRACE_EVENT_STOP)
+                try:
+                    if tid in self.threads:
+                        self.threads[tid].wait_event(PTRACE_EVENT_STOP)
+                except TraceeDied:
+                    if tid == self.pid:
+                        raise
+                    del self.threads[tid]  # it ended by itself
         for t in self.threads.values():
             t.begin(self.insn)
             self.insn = t.insn
@@ -248,7 +251,10 @@ class Conversion:
         self._cleared = sorted(self.cloexec)
 
     def roll_back(self, freeze: Callable[[], None] = nothing) -> None:
-        """Undo everything in reverse order; afterwards the process goes on, or stands frozen or stopped, as before."""
+        """Undo everything; afterwards the process goes on, or stands frozen or stopped, as before.
+
+        Raises ``ProcessLookupError`` or :class:`TraceeDied` when there is nothing to undo any more, because it ended.
+        """
         if self.sock is not None:
             self.sock.close()
         started = [t for t in self.threads.values() if t.insn]
@@ -257,17 +263,21 @@ class Conversion:
         for t in started:
             if t is not self.leader:
                 t.restore()  # it never left its first stop
-        freeze()  # traced threads count as frozen; they stay so when we let go
-        for t in self.threads.values():
-            # a thread that ended, or was never caught because the process ended, needs no letting go
-            with contextlib.suppress(ProcessLookupError):
+        if not self.threads:
+            raise ProcessLookupError(errno.ESRCH, f"no process {self.pid}")
+        try:
+            freeze()  # traced threads count as frozen; they stay so when we let go
+        finally:
+            for t in self.threads.values():
                 t.detach()
 
-    def reap_siblings(self) -> None:
-        """When the process ended in our hands: as their tracer we must wait for the threads, or its own parent never can for it."""
+    def bury(self) -> None:
+        """When the process ended in our hands: its parent cannot wait for it before we, as the tracer, have waited for every thread."""
         for tid in self.threads:
-            if tid != self.pid:
-                reaped(tid)
+            if tid == self.pid and procfs.state(tid) is not None and procfs.stat(tid).ppid == os.getpid():
+                continue  # our own child: its status is for whoever started it
+            while not reaped(tid):
+                time.sleep(0.0005)  # it is on its way: only SIGKILL ends a thread in a ptrace stop
 
     def _undo_calls(self) -> None:
         p = self.leader
