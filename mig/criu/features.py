@@ -57,8 +57,8 @@ def probe(*, fresh: bool = False) -> Features:
         new = cache.with_name(f"{cache.name}.{os.getpid()}")
         new.write_text(json.dumps({**dataclasses.asdict(got), "key": key}))
         os.replace(new, cache)
-    except PermissionError:
-        pass  # not root: asked again next time
+    except OSError:
+        pass  # not root, or a read-only /run: asked again next time
     return got
 
 

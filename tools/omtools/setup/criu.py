@@ -74,7 +74,7 @@ def _candidates(scratch: Path, tried: list[str]) -> Iterator[tuple[str, Path]]:
         return
     newer = ["devel"] if release.get("ID") == "ubuntu" else ["stable", "testing", "sid"]
     seen: set[str] = set()
-    for suite in [release["VERSION_CODENAME"], *newer]:
+    for suite in dict.fromkeys(filter(None, [release.get("VERSION_CODENAME"), *newer])):
         try:
             private = PrivateApt(scratch / f"apt-{suite}", source, suite)
             version = private.candidate("criu")

@@ -129,6 +129,6 @@ def main_source() -> Source:
             text = path.read_text(errors="replace")
             found += _deb822(text) if path.suffix == ".sources" else _one_line(text)
     for s in found:
-        if codename in s.suites:
+        if {codename, "stable", "testing", "unstable", "sid", "devel"} & set(s.suites):
             return s
     raise SetupError(f"no package source of this machine carries {codename or 'its own release'}", "see /etc/apt/sources.list.d")
