@@ -142,7 +142,7 @@ class HomeSource:
         self.captured = True
         if self.held is None:
             self.group.create()
-            self.old_groups = {p: cgroup.of(p) for p in procfs.tree(self.agent.pid)}
+            self.old_groups = {p: g for p in procfs.tree(self.agent.pid) if (g := cgroup.of(p)) != self.group.path}
             self.group.capture(lambda: procfs.tree(self.agent.pid))
 
     async def _freeze(self) -> None:

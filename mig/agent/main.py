@@ -27,13 +27,16 @@ def main() -> int:
     faults.enabled = a.faults or os.environ.get("MIG_FAULTS") == "1"
     paths.make_run_dirs()
     try:
-        if a.recover:
-            from mig.agent.recover import recover
+        from mig.agent.recover import recover
 
+        if a.recover:
             asyncio.run(recover(a.recover))
         else:
             from mig.agent.agent import Agent
+            from mig.agent.recover import left_by_others
 
+            for move in left_by_others(a.pid):
+                asyncio.run(recover(move))  # an agent before us died in the middle of it
             node = NodeInfo.from_map(json.loads(os.environ["MIG_NODE"]))
             asyncio.run(Agent(a.pid, node).run())
     except MigError as e:

@@ -15,7 +15,7 @@ import signal
 from mig import wire
 from mig.kernel import cgroup, pidfd
 from mig.kernel.cgroup import Cgroup
-from mig.migration.journal import ARRIVED, BEGIN, COMMIT, ROLLED_BACK, Journal
+from mig.migration.journal import ARRIVED, BEGIN, COMMIT, ROLLED_BACK, Journal, unfinished
 from mig.migration.peer import Destination
 from mig.model import NodeInfo, ProcessId
 
@@ -27,7 +27,7 @@ async def recover(mid: str) -> str:
     journal = Journal(mid, "source")
     records = {r.name: r.data for r in journal.read()}
     begin = records.get(BEGIN)
-    if begin is None or ARRIVED in records or ROLLED_BACK in records:
+    if begin is None or "cgroup" not in begin or ARRIVED in records or ROLLED_BACK in records:
         return "gone"
     who = ProcessId(int(begin["pid"]), int(begin["start"]), pidfd.boot_id())
     group = Cgroup(begin["cgroup"])
@@ -53,6 +53,11 @@ async def recover(mid: str) -> str:
     journal.write(ROLLED_BACK)
     journal.forget()
     return outcome
+
+
+def left_by_others(pid: int) -> list[str]:
+    """Unfinished first moves of process ``pid``: their agents are dead, as there is one agent for a process at a time."""
+    return [mid for mid in unfinished() if mid.split("-")[1] == str(pid)]
 
 
 async def _ask(dest: Destination, mid: str) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
@@ -38,6 +39,8 @@ __all__ = ["Cell", "CellError", "CellSpec", "Continued", "Event", "Exited", "Sto
 
 START_TIMEOUT = 20.0
 """Seconds for all of :meth:`Cell.start`, which takes 0.1: more means that home's files do not answer."""
+
+_GRACE = 1.0  # seconds that the process which reaps the cell's pid 1 may take
 
 
 class Cell:
@@ -205,9 +208,11 @@ class Cell:
         be aborted first where home no longer answers.
         """
         if self._middle:
-            # still outside of the cgroup when it failed at the very start; our child until it is reaped, so the pid is its own
-            os.kill(self._middle, signal.SIGKILL)
             self.cgroup.kill()
+            pidfd = os.pidfd_open(self._middle)
+            if not select.select([pidfd], [], [], _GRACE)[0]:  # pid 1 had not entered the cgroup yet: it dies with its parent
+                os.kill(self._middle, signal.SIGKILL)
+            os.close(pidfd)
             os.waitpid(self._middle, 0)
             self._middle = 0
         self.cgroup.remove()

@@ -2,7 +2,7 @@
 
 ::
 
-    keeper ── middle (enters the cgroup, unshares) ── init, pid 1 (mounts, changes the root, reaps)
+    keeper ── middle (unshares, waits) ── init, pid 1 (enters the cgroup, mounts, changes the root, reaps)
                                                         └─ leader, pid = home's session ── parent, pid = home's parent ── CRIU, guest
                                                                                                 └─ leaders of process groups
 
@@ -52,7 +52,6 @@ def _middle(spec: CellSpec, own: Cgroup, guest: Cgroup, control: socket.socket, 
         _close_others(spec, control, desk)
         os.setsid()
         os.chdir("/")  # pivot_root moves only those that stand at the old root
-        own.add(os.getpid())
         remote = libc.CLONE_NEWUTS | libc.CLONE_NEWIPC if spec.mode == "remote" else 0
         libc.unshare(libc.CLONE_NEWNS | libc.CLONE_NEWPID | remote)
         alive, never = os.pipe()
@@ -69,6 +68,7 @@ def _middle(spec: CellSpec, own: Cgroup, guest: Cgroup, control: socket.socket, 
         if select.select([alive], [], [], 0)[0]:
             os._exit(1)  # the middle, whose parent's pid says nothing in here, is gone already
         os.close(alive)
+        own.add(0)  # ourselves; not the middle, which survives a kill of the cell by the moment that it takes to reap us
         libc.set_name("mig-cell")
         step = "setup"
         Init(spec, guest.path, control, desk).run()

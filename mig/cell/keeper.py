@@ -117,7 +117,7 @@ class Keeper:
         wire.tune(self.conn, SILENCE)
         try:
             await self._to_the_barrier()
-        except (Aborted, OSError, EOFError, MigError) as e:
+        except Exception as e:  # whatever it is: a copy that was not accepted must end
             await self._abort(e)
             return
         await self._run_guest()
@@ -161,13 +161,13 @@ class Keeper:
 
     async def _abort(self, why: BaseException) -> None:
         """Kill the copy, then leave the tombstone: in this order, so that ``aborted`` is only ever said of a copy that is gone."""
-        log.info("aborted: %s", why)
+        log.info("aborted: %s", why, exc_info=None if isinstance(why, (Aborted, MigError, EOFError)) else why)
         if self.house is not None:
             self.house.cell.kill()
         self.journal.write(ABORTED)
-        error = why if isinstance(why, MigError) else None
         with contextlib.suppress(OSError):
-            if error is not None:
+            if not isinstance(why, (Aborted, EOFError, OSError)):
+                error = why if isinstance(why, MigError) else MigError(f"{type(why).__name__}: {why}")
                 await wire.asend(self.conn, op="failed", error=error.to_wire())
             await wire.asend(self.conn, op="aborted")
         self.close()
@@ -345,7 +345,7 @@ def main() -> int:
     keeper = Keeper(conn, request, NodeInfo.from_map(json.loads(os.environ["MIG_NODE"])))
     try:
         keeper.prepare()
-    except (MigError, OSError) as e:
+    except Exception as e:
         log.exception("the cell could not be prepared")
         error = e if isinstance(e, MigError) else MigError(f"{keeper.node.name} could not prepare a cell: {e}")
         keeper.journal.write(ABORTED)
