@@ -89,6 +89,8 @@ def obstacles(scene: Scene) -> Iterator[Obstacle]:
         yield from about_process
         if any(o.kind in ("kernel-thread", "init") for o in about_process):
             return  # whatever hangs below it does not matter
+        if any(o.kind == "deputy" for o in about_process):
+            continue  # its descriptors are the guest's business
         yield from _terminal(scene, m)
         for f in m.files:
             yield from _descriptor(scene, m, f)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
         (["-qLh", "a"], Options(["a"], quiet=True, locked=True, home=True)),
         (["-N", "n2", "a"], Options(["a"], node="n2")),
         (["-LNn2", "a"], Options(["a"], locked=True, node="n2")),
-        (["-j", "n1,n2", "a", "b"], Options(["a", "b"], nodes=["n1", "n2"])),
+        (["-j", "n1,n2", "a", "b"], Options(["a", "b"], nodes=("n1", "n2"))),
         (["--", "-b"], Options(["-b"])),
         (["-b", "--", "a"], Options(["a"], best=True)),
         (["-", "x"], Options(["-", "x"])),

@@ -79,10 +79,9 @@ def _ask(pid: int, to: str, dry_run: bool, timeout: float | None, *, show: bool)
 class _ProgressLine:
     """One line on the terminal, rewritten while a move lasts."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, text: str) -> None:
+        self._text = text
         self._start = time.monotonic()
-        self._text = "asking"
         self._shown = False
 
     def update(self, item: dict[str, Any] | None) -> None:
@@ -91,7 +90,7 @@ class _ProgressLine:
         passed = time.monotonic() - self._start
         if passed >= PATIENCE:
             self._shown = True
-            sys.stderr.write(f"\r\x1b[K{self._what}: {self._text} … {passed:.1f} s")
+            sys.stderr.write(f"\r\x1b[K{self._text} … {passed:.1f} s")
             sys.stderr.flush()
 
     def clear(self) -> None:
