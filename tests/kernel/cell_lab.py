@@ -168,6 +168,10 @@ class Home:
 
     def close(self) -> None:
         """End everything at home."""
+        top = self.top.pid if self.top is not None else self.top_pid
+        with contextlib.suppress(ProcessLookupError):
+            for p in procfs.tree(top):
+                self.group.add(p)
         self.group.kill()
         if self.top is not None:
             self.top.kill()
