@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Iterable
 
 from mig.channels.demand import Demand, Matches, waiting
@@ -31,7 +32,8 @@ class Gate:
     def ask(self) -> None:
         """Home has something."""
         self.forget()
-        self._look(FIRST_LOOK)
+        # Not at once: we are called for a frame of a connection, on which more frames may wait.
+        self._timer = self._loop.call_later(0, self._look, FIRST_LOOK)
 
     def delivered(self) -> None:
         """The bytes of the last grant were written.
@@ -58,7 +60,13 @@ class Gate:
     def _demand(self) -> Demand | None:
         if not self._empty():
             return None
-        for demand in waiting(self._pids(), self._matches):
+        try:
+            pids = list(self._pids())
+        except OSError as e:
+            if e.errno not in (errno.ENOENT, errno.ESRCH, errno.ENODEV):
+                raise
+            return None  # the guest, or its cgroup, has just gone
+        for demand in waiting(pids, self._matches):
             served = self._served
             if demand.tid == 0 or served is None or (demand.tid, demand.sleeps) != (served.tid, served.sleeps):
                 return demand

@@ -413,7 +413,10 @@ async def test_unread_input_and_a_typed_end_of_file_move_along() -> None:
 @in_loop
 async def test_a_terminal_that_goes_away_is_gone_for_the_guest_too() -> None:
     program = "import os\nwhile True:\n try:\n  d = os.read(0, 1)\n except OSError: break\n if not d: break\n"
-    async with Stage(sys.executable, "-S", "-c", f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{program}") as stage:
+    async with Stage(
+        sys.executable, "-S", "-c", f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); print('ready', flush=True)\n{program}"
+    ) as stage:
+        await stage.see(b"ready\r\n")
         os.close(stage.cell_master)  # the test's own copy would keep it alive
         stage.cell_master = os.open("/dev/null", os.O_RDONLY)
         stage.hang_up()
