@@ -361,11 +361,13 @@ class Conversion:
         p.syscall("get_robust_list", 0, at + 8, at + 16)
         tid_address, head, length = struct.unpack("QQQ", libc.process_vm_readv(self.pid, at, 24))
         self.tid_state = (tid_address, head, length or ROBUST_LIST_HEAD)
+        self.journal(self)
         p.syscall("set_tid_address", 0)
         p.syscall("set_robust_list", 0, ROBUST_LIST_HEAD)
         p.add_options(PTRACE_O_TRACECLONE)
         # exit signal 0: neither the parent nor its wait() ever hear of this child
         self.holder = p.syscall("clone", libc.CLONE_VM | libc.CLONE_FILES, 0, event=PTRACE_EVENT_CLONE)
+        self.journal(self)
         h = Tracee(self.holder, seize=False)
         h.wait_event(PTRACE_EVENT_STOP)
         h.begin(p.insn)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -62,6 +61,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*COMPILE, "-o", at / "deputy", source], check=True)
     os.chmod(at / "deputy", 0o755)
     return at
+
+
+def asleep(target: Target) -> None:
+    """Wait until a NANOSLEEP target is in its call: glibc's nanosleep() is clock_nanosleep by now."""
+    until(lambda: (c := procfs.syscall(target.pid, target.pid)) is not None and c.nr in (35, 230), "asleep")
 
 
 class Target:
@@ -191,6 +195,3 @@ def ended(process: subprocess.Popen[bytes]) -> int:
     """The wait status of a child of ours, as a shell would give it: 128 + n for signal n."""
     code = process.wait(15)
     return code if code >= 0 else 128 - code
-
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCONT, signal.SIGWINCH)

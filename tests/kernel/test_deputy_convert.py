@@ -20,7 +20,7 @@ from mig.deputy.repair import journal_path
 from mig.errors import MigError
 from mig.kernel import libc, procfs
 from mig.kernel.cgroup import Cgroup
-from tests.kernel.deputy_lab import NANOSLEEP, SLEEPER, THREADS, Start, Target, agent, built, criu_dump, ended, start, until
+from tests.kernel.deputy_lab import NANOSLEEP, SLEEPER, THREADS, Start, Target, agent, asleep, built, criu_dump, ended, start, until
 
 __all__ = ["built", "start"]
 
@@ -239,6 +239,7 @@ def test_a_failure_at_any_step_leaves_everything_as_it_was(start: Start, step: s
 
 def test_a_missing_binary_is_told_and_the_process_runs_on(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     t = start(NANOSLEEP, "1")
+    asleep(t)
     t.group.freeze()
     monkeypatch.setenv("MIG_LIBEXEC", str(tmp_path))
     with pytest.raises(DeputyError, match="as before") as e:
@@ -446,6 +447,7 @@ def test_after_a_real_dump_in_a_helper_process(start: Start, tmp_path: Path) -> 
 
 def test_a_helper_tells_what_went_wrong(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     t = start(NANOSLEEP, "1")
+    asleep(t)
     t.group.freeze()
     monkeypatch.setenv("MIG_LIBEXEC", str(tmp_path))
     with pytest.raises(DeputyError, match="No such file") as e:

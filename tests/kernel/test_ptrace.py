@@ -13,7 +13,7 @@ import pytest
 
 from mig.kernel import libc, procfs
 from mig.kernel.ptrace import InjectedError, Tracee, TraceeDied, find_syscall
-from tests.kernel.deputy_lab import NANOSLEEP, SLEEPER, Start, Target, built, start, until
+from tests.kernel.deputy_lab import NANOSLEEP, SLEEPER, Start, Target, asleep, built, start, until
 
 __all__ = ["built", "start"]
 
@@ -83,6 +83,7 @@ def test_nothing_of_the_process_has_changed(start: Start) -> None:
 
 def test_a_frozen_process_is_caught_without_a_thaw(start: Start) -> None:
     t = start(NANOSLEEP, "1")
+    asleep(t)
     t.group.freeze()
     p = Tracee(t.pid)
     p.stop()
