@@ -105,8 +105,10 @@ def notify(text: str) -> None:
     path = os.environ.get("NOTIFY_SOCKET")
     if path:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
-            s.connect("\0" + path[1:] if path.startswith("@") else path)
-            s.send(text.encode())
+            try:
+                s.sendto(text.encode(), "\0" + path[1:] if path.startswith("@") else path)
+            except OSError as e:
+                log.warning("cannot tell systemd %s: %s", text, e.strerror)
 
 
 class Daemon:
@@ -122,7 +124,9 @@ class Daemon:
         self.events = Events()
         self.sampler = Sampler(config, info)
         self.guests = Guests(self.me, self.events.relay, self._guests_changed)
-        self.spawner = Spawner(self.me, self.guests)
+        self.spawner = Spawner(self.me, self.guests, faults=config.faults)
+        self.sampler.helpers = lambda: self.spawner.pids | self.guests.helpers()
+        self.sampler.guests = self.guests.hosts
         # without a key: one that nobody else has, so that local users can neither join nor order
         self.key = key or os.urandom(32)
         timing = Timing(config.hello_s, config.gossip_s, config.suspect_s, config.dead_s, config.forget_s, config.fanout)

@@ -78,7 +78,7 @@ class Balancer:
         nodes = {n.id: n for n in self.targets.open()}
         if not nodes:
             return
-        me = self.sampler.mine()
+        me = self._without_leaving()
         views = [NodeView.of(n) for n in nodes.values()]
         asked: set[int] = set()
         taken: set[int] = set()
@@ -90,7 +90,12 @@ class Balancer:
             asked.add(p.target.id)
             if await self._start(me, p, nodes[p.target.id], len(nodes) + 1):
                 taken.add(p.candidate.pid)
-                me = self.sampler.mine()
+                me = self._without_leaving()
+
+    def _without_leaving(self) -> NodeView:
+        """This node as it will be when the moves under way have ended."""
+        k, mem = self.mover.leaving()
+        return self.sampler.mine().plus(-k, -mem)
 
     async def _start(self, me: NodeView, p: Proposal, to: NodeInfo, count: int) -> bool:
         """Confirm ``p`` with its target and begin; False when it does not pay there, or cannot be done."""
@@ -108,6 +113,7 @@ class Balancer:
         task = asyncio.ensure_future(self._move(c, to, verdict.why))
         self._moving.add(task)
         task.add_done_callback(self._moving.discard)
+        await asyncio.sleep(0)  # lets the move begin, so that it counts as leaving from here on
         return True
 
     async def _move(self, c: Candidate, to: NodeInfo, why: str) -> None:

@@ -158,6 +158,10 @@ class Guests:
         """Pids of all agents and keepers."""
         return {x.state.helper for x in self.links.values() if x.state and x.state.helper}
 
+    def hosts(self) -> set[int]:
+        """Pids here of all guests that run here."""
+        return {k.state.host_pid for k in self.keepers() if k.state and k.state.host_pid}
+
     def rows(self) -> list[GuestState]:
         """A row a guest: the agent's where its home is here, else the keeper's."""
         home = self._me().name

@@ -68,8 +68,8 @@ class Mover:
 
     def __init__(self, sampler: Sampler, guests: Guests, spawner: Spawner, targets: Targets) -> None:
         self.sampler, self.guests, self.spawner, self.targets = sampler, guests, spawner, targets
-        self.active: dict[int, str] = {}
-        """Moves that this daemon waits for: pid here, name of the target."""
+        self.active: dict[int, tuple[str, Candidate]] = {}
+        """Moves that this daemon waits for: by pid here the name of the target, and what leaves."""
 
     # -- which process ------------------------------------------------------------------------------------------------------------
 
@@ -194,9 +194,9 @@ class Mover:
         """
         if s.pid in self.active:
             raise CannotMove(
-                f"process {s.pid} ({s.comm}) is moving to {self.active[s.pid]} already", hint="wait for the move under way to end"
+                f"process {s.pid} ({s.comm}) is moving to {self.active[s.pid][0]} already", hint="wait for the move under way to end"
             )
-        self.active[s.pid] = to.name
+        self.active[s.pid] = to.name, self.candidate(s.pid, s.comm)
         try:
             reasons, _ = await self.obstacles(s, to)
             if reasons:
@@ -226,7 +226,9 @@ class Mover:
                 if m.get("op") == "progress":
                     await progress(str(m.get("step", "")), str(m.get("text", "")))
                 elif m.get("op") == "moved" and m.get("ok"):
-                    self._account(s, to)
+                    if s.where == self.targets.me().name:
+                        self.sampler.loads.left(self.active[s.pid][1].k)
+                        self.sampler.publish()
                     return dict(m["result"])
                 elif m.get("op") in ("moved", "failed"):
                     raise MigError.from_wire(m.get("error") or {"message": f"the helper of process {s.pid} failed; see {self._log_of(s)}"})
@@ -249,13 +251,10 @@ class Mover:
     def _log_of(s: Subject) -> str:
         return str(paths.LOGS / (f"agent-{s.home_pid}.log" if s.keeper is None else f"keeper-*-{s.home_pid}.log"))
 
-    def _account(self, s: Subject, to: NodeInfo) -> None:
-        me = self.targets.me()
-        if s.where == me.name:
-            self.sampler.loads.left()
-        if to.id != me.id:
-            to.load += 1.0 / (to.cpus * to.speed)  # until its next datagram: what we sent there ourselves
-        self.sampler.publish()
+    def leaving(self) -> tuple[float, int]:
+        """Threads and bytes that are on their way from here to elsewhere."""
+        out = [c for _, c in self.active.values()]
+        return sum(c.k for c in out), sum(c.rss for c in out)
 
     def is_ours(self, pid: int) -> bool:
         """Whether this is omdiscd or one of its helpers."""

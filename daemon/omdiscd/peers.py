@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 from mig import wire
@@ -25,6 +24,8 @@ log = logging.getLogger(__name__)
 _IDLE = 30.0
 """Seconds between two requests on one connection."""
 _BACKLOG = 64
+_ARRIVAL = 60.0
+"""Seconds after which a guest that was announced and is not running yet counts no more."""
 
 
 class PeerServer:
@@ -33,7 +34,7 @@ class PeerServer:
     def __init__(self, config: Config, key: bytes, sampler: Sampler, guests: Guests, spawner: Spawner, events: Events) -> None:
         self.config, self.key, self.sampler, self.guests, self.spawner, self.events = config, key, sampler, guests, spawner, events
         self.reservations = Reservations()
-        self.on_arrival: Callable[[], None] = lambda: None
+        self._arriving: dict[int, tuple[float, int]] = {}  # by keeper: until when, and bytes
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
@@ -70,8 +71,13 @@ class PeerServer:
             t.cancel()
 
     def live(self, *, but: str = "") -> tuple[NodeInfo, float, int]:
-        """Our entry as of now, and the threads and bytes that are promised to others than ``but``."""
-        _, k, mem = self.reservations.total(time.monotonic(), but=but)
+        """Our entry as of now, and the threads and bytes that are on their way here, or promised to others than ``but``."""
+        now = time.monotonic()
+        _, k, mem = self.reservations.total(now, but=but)
+        arrived = {x.state.helper for x in self.guests.keepers() if x.state and x.state.host_pid}
+        self._arriving = {p: a for p, a in self._arriving.items() if a[0] > now and p in self.spawner.pids and p not in arrived}
+        k += len(self._arriving)
+        mem += sum(a[1] for a in self._arriving.values())
         return dataclasses.replace(self.sampler.live(), guests=self.guests.hosted()), k, mem
 
     async def _serve(self, conn: socket.socket, source: str) -> None:
@@ -135,11 +141,10 @@ class PeerServer:
             return
         pid = self.spawner.keeper(conn, m)
         log.info("keeper %d prepares for process %d (%s) of %s, asked by %s", pid, facts.pid, facts.comm, home.name, source)
-        if home.id != info.id:
-            # it counts before the samples see it, so that the next one who asks gets the truth
-            self.sampler.loads.arrived()
-            self.sampler.publish()
-        self.on_arrival()
+        # it counts before the samples see it, so that the next one who asks gets the truth
+        self._arriving[pid] = time.monotonic() + _ARRIVAL, facts.rss
+        self.sampler.loads.arrived()
+        self.sampler.publish()
 
 
 def reservation(home: int, pid: int) -> str:

@@ -45,15 +45,14 @@ class ProcessTable:
         self._looks = 0
         self._below: dict[int, list[int]] | None = None
 
-    def look(self, now: float) -> float:
-        """Bring the table up to date at monotonic time ``now``; returns the mean number of runnable threads since the last look."""
+    def look(self, now: float) -> None:
+        """Bring the table up to date at monotonic time ``now``."""
         dt = now - self._last if self._last else 0.0
         self._last = now
         self._looks += 1
         if self._looks % _RECHECK == 0:
             self._kernel.clear()
         seen: dict[int, Process] = {}
-        total = 0.0
         for name in os.listdir("/proc"):
             if not name.isdigit() or (pid := int(name)) in self._kernel:
                 continue
@@ -76,11 +75,9 @@ class ProcessTable:
             p.cpu_s = cpu_s
             if active:
                 p.runnable = self._count(p, dt, new)
-                total += p.runnable
             seen[pid] = p
         self.processes = seen
         self._below = None
-        return total
 
     def _count(self, p: Process, dt: float, new: bool) -> float:
         counters: dict[int, int] = {}

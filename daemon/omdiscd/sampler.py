@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
+import os
 import time
+from collections.abc import Callable
 
 from mig.config import Config
 from mig.economy.load import TwoLoads
@@ -13,8 +14,6 @@ from mig.economy.price import NodeView
 from mig.model import NodeInfo
 from omdiscd import resources
 from omdiscd.procscan import ProcessTable
-
-log = logging.getLogger(__name__)
 
 
 class Sampler:
@@ -25,6 +24,10 @@ class Sampler:
         self.loads = TwoLoads()
         self.table = ProcessTable()
         self.runnable = 0.0
+        self.helpers: Callable[[], set[int]] = set
+        """Pids of our own helpers: what they do is the price of moving, not load that could be moved away."""
+        self.guests: Callable[[], set[int]] = set
+        """Pids of guests that run here, which are below helpers and yet load."""
         self._use = resources.CpuUse()
         self._capacity = info.cpus * info.speed
         self.info.mem_total, self.info.mem_free = resources.memory(config.mem_total)
@@ -38,12 +41,24 @@ class Sampler:
 
     def sample(self) -> None:
         """One look."""
-        runnable = self.table.look(time.monotonic())
+        self.table.look(time.monotonic())
+        ours = self._ours()
+        load = [p for p in self.table.processes.values() if p.pid not in ours]
         # processes that lived less than an interval are seen only in the CPU time that they used
-        self.runnable = max(runnable, min(self._use.sample(), self.info.cpus))
+        used = self._use.sample() - sum(self.table.processes[p].busy for p in ours if p in self.table.processes)
+        self.runnable = max(sum(p.runnable for p in load), min(used, self.info.cpus))
         self.loads.sample(self.runnable)
         self.info.mem_total, self.info.mem_free = resources.memory(self.config.mem_total)
         self.publish()
+
+    def _ours(self) -> set[int]:
+        """Ourselves, our helpers and all below them, but not the guests."""
+        ours = {os.getpid()}
+        for p in self.helpers():
+            ours |= {p, *self.table.below(p)}
+        for g in self.guests():
+            ours -= {g, *self.table.below(g)}
+        return ours
 
     def publish(self) -> None:
         """Bring the outgoing entry up to date with the loads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +23,8 @@ class Targets:
 
     def __init__(self, config: Config, key: bytes, nodes: Callable[[], list[NodeInfo]], me: Callable[[], NodeInfo]) -> None:
         self.config, self.key, self.nodes, self.me = config, key, nodes, me
-        self.knobs = Knobs(
-            config.epsilon_home, config.epsilon_placed, config.freeze_s, config.transfer_cpu, config.bandwidth, config.mem_reserve
-        )
+        # every field of Knobs is a key of the configuration
+        self.knobs = Knobs(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Knobs)})
 
     def find(self, text: str) -> NodeInfo:
         """The node with this name, id or address; raises :class:`BadInput` when there is none, or more than one of that name."""

@@ -19,6 +19,7 @@ class Knobs:
     epsilon_home: float = 0.5
     epsilon_placed: float = 1.0
     freeze_s: float = 0.1
+    setup_s: float = 0.5
     transfer_cpu: float = 0.1
     bandwidth: float = 125e6
     mem_reserve: int = 0
@@ -78,7 +79,7 @@ def judge(me: NodeView, target: NodeView, c: Candidate, knobs: Knobs, nodes: int
     there = target.plus(k, mem)
     r_here, r_there = rate(here), rate(there)
     tx = mem / (knobs.bandwidth / (active + 1))
-    cost = knobs.freeze_s + 2 * knobs.transfer_cpu * tx
+    cost = knobs.freeze_s + knobs.setup_s + 2 * knobs.transfer_cpu * tx
     remaining = max(0.0, c.cpu_s / k - r_here * tx)
     gain = remaining * (1 / r_here - 1 / r_there) - cost
     s, a = saved(here, k, mem, nodes), added(target, k, mem, nodes)
