@@ -25,12 +25,12 @@ os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"deputy got SIGINT\\n"))
 r, w = os.pipe()
 pid = os.fork()
 if pid == 0:
     os.close(w)
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, lambda *_: os.write(1, b"deputy got SIGINT\\n"))
     while True:
         try:
             os.read(r, 1)
@@ -338,7 +338,8 @@ async def test_the_shells_modes_reach_the_guest_with_the_terminal() -> None:
 
 @in_loop
 async def test_ctrl_c_is_homes_affair_and_can_reach_the_cells_foreground_group() -> None:
-    async with Stage("sleep", "1000") as stage:
+    async with Stage("bash", "-c", "echo ready; exec sleep 1000") as stage:
+        await stage.see(b"ready\r\n")
         stage.type(b"\x03")
         await stage.see(b"deputy got SIGINT")
         assert stage.guest.poll() is None
