@@ -225,7 +225,7 @@ def test_a_failure_at_any_step_leaves_everything_as_it_was(start: Start, step: s
     assert t.inner() == before
     assert t.group.is_frozen() == (how == "frozen")
     if how == "frozen":
-        assert [procfs.syscall(t.pid, x) for x in procfs.threads(t.pid)] == calls
+        until(lambda: [procfs.syscall(t.pid, x) for x in procfs.threads(t.pid)] == calls, "each thread back in its call")
         t.group.thaw()
     if how == "stopped":
         until(lambda: procfs.state(t.pid) == "T", "still stopped")
