@@ -3,6 +3,9 @@
 CRIU gives the root of a restored tree the parent of CRIU itself (``rst_sibling``) and, for a shell job, CRIU's own session and process
 group.  So CRIU must run as a child of a process with the pid of the guest's parent, in a session and a group with the right numbers,
 and these exist only where a process with that very pid has made them.
+
+A guest that leads its session itself gets its controlling terminal from CRIU, after its children were made: those that it has at that
+moment are in the session, but without the terminal (the kernel hands it on at fork only).
 """
 
 from __future__ import annotations

@@ -129,10 +129,10 @@ class Home:
         os.close(answers)
         return self._up()
 
-    def by_terminal(self, *args: str, line: str = "", leader: bool = False) -> int:
+    def by_terminal(self, *args: str, line: str = "GUEST", leader: bool = False) -> int:
         """Start the guest at a terminal: by this ``line`` typed to an interactive bash, or itself as the session's ``leader``.
 
-        In the line ``GUEST`` stands for the guest's command; the terminal is its descriptor 0.
+        In the line ``GUEST`` stands for the guest's command; the terminal is its descriptor 0.  Without it: :meth:`type_guest` later.
         """
         command = [PYTHON, str(self.program), "0", "1", *args]
         self.top_pid, master = pty.fork()
@@ -147,8 +147,18 @@ class Home:
                 os._exit(127)
         self.orders = self.answers = master
         if not leader:
-            os.write(master, (line or "GUEST").replace("GUEST", " ".join(command)).encode() + b"\n")
+            os.write(master, line.replace("GUEST", " ".join(command)).encode() + b"\n")
+        return self._up() if leader or "GUEST" in line else 0
+
+    def type_guest(self) -> int:
+        """Start the guest by a line at the terminal, whoever reads it."""
+        os.write(self.orders, f"{PYTHON} {self.program} 0 1\n".encode())
         return self._up()
+
+    def take_parent(self) -> None:
+        """The parent of the process that answers is the one to be moved."""
+        self.pid = procfs.stat(self.pid).ppid
+        self.group.add(self.pid)
 
     def _up(self) -> int:
         self.pid = int(read_answer(self.answers)["ready"])

@@ -13,7 +13,7 @@ import pytest
 
 from mig.errors import MigError
 from mig.kernel import procfs
-from tests.kernel.cell_lab import Lab, Remote, lab, make_kdat, read_answer, until
+from tests.kernel.cell_lab import Lab, Remote, lab, make_kdat, read_answer, read_line, until
 
 Test = Callable[[Lab], Awaitable[None]]
 
@@ -360,5 +360,23 @@ def test_a_stopped_guest_arrives_stopped(within: Callable[[Test], None]) -> None
         cell.event("continued")
         assert as_at_home(cell.ask("ids"), home)
         exits_with(cell, 17)
+
+    within(test)
+
+
+def test_an_interactive_shell_moves_with_its_foreground_job(within: Callable[[Test], None]) -> None:
+    async def test(it: Lab) -> None:
+        it.home.by_terminal(line="bash --norc --noprofile -i")
+        it.home.type_guest()
+        home = it.home.ask("ids")
+        it.home.take_parent()
+        assert home["tpgid"] == home["pid"] and it.home.pid == home["ppid"]
+        cell = await two_cells(it, home)
+        os.write(cell.orders, b"exit 3\n")
+        os.write(cell.orders, b"echo $?-$((6*7))\n")
+        while b"3-42" not in read_line(cell.answers):
+            pass
+        os.write(cell.orders, b"exit 18\n")
+        assert os.waitstatus_to_exitcode(cell.event("exited")["status"]) == 18
 
     within(test)
