@@ -22,9 +22,7 @@ from mig.model import External, ProcessFacts, SharedFile
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def gather(
-    pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None = None, ignore: Collection[int] = ()
-) -> ProcessFacts:
+def gather(pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None = None, ignore: Collection[int] = ()) -> ProcessFacts:
     """The facts of ``pid`` and its descendants, with every reason against a move.
 
     ``pid`` is a number of our own pid namespace.  At home (``guest=False``) that is also the number in the facts.  A keeper asks about
@@ -37,9 +35,10 @@ def gather(
     Raises ``ProcessLookupError`` when there is no such process.
     """
     known = known_pipes or {}
-    scene, outer = _scene(pid, guest, known, ignore)
+    scene, seen = _scene(pid, guest, known, ignore)
+    outer, status = list(seen), list(seen.values())
     externals = [*_pipes(scene, known), *_terminal(scene, outer, known)]
-    st, status = procfs.stat(pid), [procfs.status(p) for p in outer]
+    st = procfs.stat(pid)
     root = scene.root
     return ProcessFacts(
         pid=root.pid,
@@ -67,18 +66,21 @@ def gather(
     )
 
 
-def _scene(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]) -> tuple[Scene, list[int]]:
-    """What is to be judged, and the tree in numbers of our own pid namespace."""
-    members, outer = [], []
+def _scene(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]) -> tuple[Scene, dict[int, procfs.Status]]:
+    """What is to be judged, and the status of each member by its number in our own pid namespace."""
+    members = []
+    outer: dict[int, procfs.Status] = {}
     diag = sockets.UnixDiag(pid)
     try:
         for p in procfs.tree(pid):
             try:
-                members.append(look.member(p, guest=guest, diag=diag))
-                outer.append(p)
+                m, status = look.member(p, guest=guest, diag=diag), procfs.status(p)
             except ProcessLookupError:
                 if p == pid:
                     raise  # a child may end while we look, the root may not
+            else:
+                members.append(m)
+                outer[p] = status
     finally:
         diag.close()
     tree = tuple(members)
@@ -119,9 +121,16 @@ def _inner(pid: int) -> int:
 def _threads(pid: int, guest: bool) -> list[int]:
     try:
         tids = procfs.threads(pid)
-        return [procfs.status(pid, t).nspid[-1] for t in tids] if guest else tids
     except ProcessLookupError:
         return []
+    return [n for t in tids if (n := _inner_thread(pid, t))] if guest else tids
+
+
+def _inner_thread(pid: int, tid: int) -> int:
+    try:
+        return procfs.status(pid, tid).nspid[-1]
+    except ProcessLookupError:
+        return 0  # it ended meanwhile
 
 
 def _memory(fields: dict[str, str]) -> int:
