@@ -95,8 +95,8 @@ def test_frozen_processes_do_nothing_and_their_parent_sees_nothing(group: Cgroup
 
 
 def test_frozen_processes_can_be_killed_and_the_group_removed(group: Cgroup) -> None:
-    p = subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000"])
-    group.add(p.pid)
+    p = subprocess.Popen(["sh", "-c", "sleep 1000 & sleep 1000; true"])
+    group.capture(lambda: procfs.tree(p.pid))
     group.freeze()
     group.kill()
     assert p.wait(15) == -signal.SIGKILL
