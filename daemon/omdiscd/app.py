@@ -32,6 +32,7 @@ from omdiscd.gossip import Changed, Membership, Timing
 from omdiscd.guests import Guests
 from omdiscd.jobs import Jobs
 from omdiscd.moves import Mover
+from omdiscd.orders import HomeOrders
 from omdiscd.peers import PeerServer
 from omdiscd.recovery import Recovery
 from omdiscd.sampler import Sampler
@@ -140,6 +141,7 @@ class Daemon:
         self.targets = Targets(config, self.key, lambda: self.members.nodes(time.monotonic()), self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
+        self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
         self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events)
         self.recovery = Recovery(info.id, self.guests, self.spawner)
         operations = ops.Operations(

@@ -16,7 +16,7 @@ from mig.inspect.facts import gather
 from mig.kernel import procfs
 from mig.model import NodeInfo
 from omdiscd.events import Events
-from omdiscd.guests import Guests, Link
+from omdiscd.guests import Guests
 from omdiscd.jobs import Jobs
 from omdiscd.moves import Mover
 from omdiscd.peers import reservation
@@ -102,8 +102,7 @@ class Balancer:
         c = p.candidate
         if await self._cannot(c.pid):
             return False
-        keeper = self._keeper_of(c.pid)
-        who = self._who(c.pid, keeper)
+        who = self._who(c.pid)
         live = await self.targets.ask(to, who)
         if live is None:
             return False
@@ -121,7 +120,7 @@ class Balancer:
         p = self.sampler.table.processes.get(c.pid)
         key = (c.pid, p.start if p else 0)
         try:
-            await self.mover.move(self.mover.subject(c.pid), to, timeout=self.config.move_timeout_s, reason=why)
+            await self.mover.move(self.mover.subject(c.pid), to, timeout=self.config.move_timeout_s, reason=why, auto=True)
             self._rest[key] = Rest(time.monotonic() + self.config.rest_s)
         except BadInput as e:
             log.info("process %d (%s): %s", c.pid, c.comm, e)  # it ended meanwhile
@@ -206,7 +205,7 @@ class Balancer:
 
     async def _cannot(self, pid: int) -> bool:
         """Whether something in the process speaks against a move; what was found is believed for :data:`_AGAIN` seconds."""
-        if self._keeper_of(pid) is not None:
+        if self.guests.keeper(pid) is not None:
             return False  # it came here by a move; whether it can go on its keeper knows
         if pid in self.reasons:
             return True
@@ -218,13 +217,11 @@ class Balancer:
             self.reasons[pid], self._looked[pid] = found, time.monotonic()
         return bool(found)
 
-    def _keeper_of(self, pid: int) -> Link | None:
-        return self.guests.keeper(pid)
-
-    def _who(self, pid: int, keeper: Link | None) -> str:
-        if keeper and keeper.state:
-            home = next((n.id for n in self.targets.nodes() if n.name == keeper.state.home), 0)
-            return reservation(home, keeper.state.pid)
+    def _who(self, pid: int) -> str:
+        """The name under which a place for it is reserved."""
+        if (keeper := self.guests.keeper(pid)) and keeper.state:
+            home = keeper.state.home
+            return reservation(next((n.id for n in self.targets.nodes() if n.name == home), 0), keeper.state.pid)
         return reservation(self.targets.me().id, pid)
 
     # -- for ``why`` ----------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Users' orders and the balancer's go the same way.  The moving itself is the busi
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -21,6 +21,7 @@ from mig.inspect.facts import gather
 from mig.kernel import procfs
 from mig.model import NodeInfo, ProcessFacts
 from omdiscd.guests import Guests, Link
+from omdiscd.orders import Answers, at_home, from_host, move_order
 from omdiscd.peers import reservation
 from omdiscd.sampler import Sampler
 from omdiscd.spawn import Spawner
@@ -38,7 +39,7 @@ _DIED = 3.0
 
 @dataclass(frozen=True)
 class Subject:
-    """What a pid means here.  Exactly one of: a plain process at home, a guest of ours (``agent``), a guest that runs here (``keeper``)."""
+    """What a pid means here.  A plain process at home, a guest of ours (``agent``), or another node's that runs here (``keeper``)."""
 
     pid: int
     uids: tuple[int, ...]
@@ -47,6 +48,7 @@ class Subject:
     home: str
     agent: Link | None = None
     keeper: Link | None = None
+    body: int = 0  # pid here of the process that does the work; 0 where it runs elsewhere
 
     @property
     def link(self) -> Link | None:
@@ -82,13 +84,8 @@ class Mover:
             status, st = procfs.status(pid), procfs.stat(pid)
         except ProcessLookupError:
             raise BadInput(f"there is no process {pid}") from None
-        agent, keeper = self.guests.agent(pid), self.guests.keeper(pid)
-        link = agent or keeper
-        if link and link.state:
-            s = link.state
-            return Subject(
-                pid, (status.uids[0], status.uids[2], s.uid), s.comm, s.where if agent else me, s.home, agent, keeper if not agent else None
-            )
+        if found := self._guest(pid, (status.uids[0], status.uids[2])):
+            return found
         if pid == 1:
             raise BadInput("process 1 is init: it belongs to its machine")
         if status.tgid != pid:
@@ -99,7 +96,23 @@ class Mover:
             raise BadInput(f"process {pid} ({st.comm}) is a kernel thread")
         if st.state in "ZX":
             raise BadInput(f"process {pid} ({st.comm}) has ended; its parent {st.ppid} has not yet asked for its exit status")
-        return Subject(pid, (status.uids[0], status.uids[2]), st.comm, me, me)
+        return Subject(pid, (status.uids[0], status.uids[2]), st.comm, me, me, body=pid)
+
+    def _guest(self, pid: int, uids: tuple[int, int]) -> Subject | None:
+        """``pid`` as a guest: the deputy of one of ours, or the process itself where it runs here."""
+        me = self.targets.me().name
+        agent, keeper = self.guests.agent(pid), self.guests.keeper(pid)
+        if keeper and keeper.state and keeper.state.home == me:
+            agent, keeper = self.guests.agent(keeper.state.pid), keeper  # one of ours that came home: its agent is here too
+        if agent and agent.state:
+            a = agent.state
+            cell = keeper or next((k for k in self.guests.keepers() if k.state and (k.state.home, k.state.pid) == (me, a.pid)), None)
+            body = cell.state.host_pid if cell and cell.state and a.where == me else 0
+            return Subject(pid, (*uids, a.uid), a.comm, a.where, me, agent, body=body)
+        if keeper and keeper.state:
+            k = keeper.state
+            return Subject(pid, (*uids, k.uid), k.comm, me, k.home, keeper=keeper, body=pid)
+        return None
 
     @staticmethod
     def permit(s: Subject, uid: int) -> None:
@@ -120,11 +133,11 @@ class Mover:
         return n
 
     async def _best_for(self, s: Subject) -> NodeInfo:
-        if s.agent and s.where != self.targets.me().name:
+        if not s.body:
             raise BadInput(
                 f"process {s.pid} ({s.comm}) runs on {s.where}, whose own balancer looks after it", hint="name a node, or 'home'"
             )
-        c = self.candidate(s.pid, s.comm)
+        c = self.candidate(s.body, s.comm)
         me = self.sampler.mine()
         nodes = self.targets.open()
         reasons = []
@@ -148,7 +161,7 @@ class Mover:
         table = self.sampler.table
         tree = [table.processes[p] for p in (pid, *table.below(pid)) if p in table.processes]
         return Candidate(
-            pid, comm, sum(p.cpu_s for p in tree), sum(p.rss for p in tree), sum(p.runnable for p in tree) or 1.0, placed=placed, only=only
+            pid, comm, sum(p.cpu_s for p in tree), sum(p.rss for p in tree), sum(p.runnable for p in tree), placed=placed, only=only
         )
 
     async def obstacles(self, s: Subject, to: NodeInfo) -> tuple[list[str], ProcessFacts | None]:
@@ -165,7 +178,7 @@ class Mover:
     async def plan(self, s: Subject, to: NodeInfo) -> dict[str, Any]:
         """What a move would do, without doing it: ``plan`` (steps in words), ``reasons`` against it, ``price`` per node."""
         reasons, facts = await self.obstacles(s, to)
-        c = self.candidate(s.pid, s.comm)
+        c = self.candidate(s.body, s.comm)
         steps = [f"process {s.home_pid} ({s.comm}) goes from {s.where} to {to.name} ({to.addr})"]
         if facts:
             steps.append(f"{len(facts.tree)} process(es) with {len(facts.tids)} thread(s) move as one, {facts.rss / 1e6:.1f} MB of memory")
@@ -185,9 +198,11 @@ class Mover:
     # -- doing it -----------------------------------------------------------------------------------------------------------------
 
     async def move(
-        self, s: Subject, to: NodeInfo, *, timeout: float, reason: str, progress: Progress = silent, frozen: str = ""
+        self, s: Subject, to: NodeInfo, *, timeout: float, reason: str, progress: Progress = silent, frozen: str = "", auto: bool = False
     ) -> dict[str, Any]:
-        """Move ``s`` to ``to``; ``frozen`` is the cgroup in which it already stands frozen.  Returns the agent's result.
+        """Move ``s`` to ``to``; ``frozen`` is the cgroup in which it already stands frozen, ``auto`` tells a balancer's order.
+
+        Returns the agent's result.
 
         Raises :class:`CannotMove` with every reason, :class:`MoveFailed` when it was rolled back, :class:`OutcomeUnknown` when nobody
         knows yet.
@@ -196,44 +211,52 @@ class Mover:
             raise CannotMove(
                 f"process {s.pid} ({s.comm}) is moving to {self.active[s.pid][0]} already", hint="wait for the move under way to end"
             )
-        self.active[s.pid] = to.name, self.candidate(s.pid, s.comm)
+        self.active[s.pid] = to.name, self.candidate(s.body, s.comm)
         try:
             reasons, _ = await self.obstacles(s, to)
             if reasons:
                 raise CannotMove(f"process {s.pid} ({s.comm}) cannot move to {to.name}; nothing was touched", reasons=reasons)
-            link = s.link or await self.spawner.agent(s.pid)
-            order: dict[str, Any] = {"mode": "home" if to.name == s.home else "remote", "timeout": timeout, "reason": reason}
-            if frozen:
-                order |= {"frozen": True, "cgroup": frozen}
-            return await self._ordered(s, link, to, order, progress)
+            order = move_order(to, "home" if to.name == s.home else "remote", timeout, reason, frozen, auto)
+            async with contextlib.aclosing(await self._answers(s, order, timeout + GRACE)) as answers:
+                result = await self._carried_out(s, to, answers, progress)
+            if s.body:
+                self.sampler.loads.left(self.active[s.pid][1].k)
+                self.sampler.publish()
+            return result
         finally:
             del self.active[s.pid]
 
-    async def _ordered(self, s: Subject, link: Link, to: NodeInfo, order: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        deadline = asyncio.get_running_loop().time() + float(order["timeout"]) + GRACE
-        i, answers = await link.order(op="move", to=dataclasses.asdict(to), **order)
+    async def _answers(self, s: Subject, order: dict[str, Any], patience: float) -> Answers:
+        """Give the order to the agent, wherever it is."""
+        deadline = asyncio.get_running_loop().time() + patience
+        if s.keeper is not None:
+            home = self.targets.find(s.home)
+            return from_host(home, self.targets.key, s.home_pid, s.where, order, deadline)
+        return at_home(s.agent or await self.spawner.agent(s.pid), order, deadline)
+
+    async def lock_at_home(self, s: Subject, on: bool) -> None:
+        """Lock or unlock a guest that runs here and belongs to another node."""
+        async with contextlib.aclosing(await self._answers(s, {"op": "lock", "on": on}, 5.0)) as answers:
+            async for m in answers:
+                if not m.get("ok"):
+                    raise MigError.from_wire(m.get("error") or {})
+                return
+        raise MigError(f"{s.home} did not answer")
+
+    async def _carried_out(self, s: Subject, to: NodeInfo, answers: Answers, progress: Progress) -> dict[str, Any]:
         try:
-            while True:
-                left = deadline - asyncio.get_running_loop().time()
-                try:
-                    m = await asyncio.wait_for(answers.get(), max(left, 0.01))
-                except TimeoutError:
-                    raise OutcomeUnknown(
-                        f"the move of process {s.pid} ({s.comm}) to {to.name} has no result yet", hint="it goes on; mosps shows its state"
-                    ) from None
-                if m is None:
-                    raise await self._abandoned(s, to)
+            async for m in answers:
                 if m.get("op") == "progress":
                     await progress(str(m.get("step", "")), str(m.get("text", "")))
                 elif m.get("op") == "moved" and m.get("ok"):
-                    if s.where == self.targets.me().name:
-                        self.sampler.loads.left(self.active[s.pid][1].k)
-                        self.sampler.publish()
                     return dict(m["result"])
                 elif m.get("op") in ("moved", "failed"):
                     raise MigError.from_wire(m.get("error") or {"message": f"the helper of process {s.pid} failed; see {self._log_of(s)}"})
-        finally:
-            link.done(i)
+        except TimeoutError:
+            raise OutcomeUnknown(
+                f"the move of process {s.pid} ({s.comm}) to {to.name} has no result yet", hint="it goes on; mosps shows its state"
+            ) from None
+        raise await self._abandoned(s, to)
 
     async def _abandoned(self, s: Subject, to: NodeInfo) -> MigError:
         """The agent or keeper died while it moved the process: say what is left."""

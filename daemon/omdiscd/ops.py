@@ -98,11 +98,11 @@ class Operations:
     async def why(self, call: Call) -> dict[str, Any]:
         """``{pid}`` -> ``{pid, comm, prices, nodes, reasons, text}``: the price of every node for it, and why it stays or goes."""
         s = self._subject(call)
-        reasons = await self.balancer.why_not(s.pid)
-        if s.agent and s.where != self.targets.me().name:
+        reasons = await self.balancer.why_not(s.body) if s.body else []
+        if not s.body:
             text = f"process {s.pid} ({s.comm}) runs on {s.where}; the balancer there decides"
             return {"pid": s.pid, "comm": s.comm, "prices": [], "nodes": [], "reasons": reasons, "text": text}
-        c = self.mover.candidate(s.pid, s.comm, placed=self.balancer.placed(s.pid))
+        c = self.mover.candidate(s.body, s.comm, placed=self.balancer.placed(s.pid))
         me, nodes = self.mover.sampler.mine(), self.targets.open()
         verdicts = []
         for n in nodes:
@@ -210,12 +210,14 @@ class Operations:
 
     async def _lock(self, call: Call, on: bool) -> dict[str, Any]:
         s = self._subject(call)
-        if s.link is not None:
-            await s.link.send(op="lock", on=on)
-        if s.keeper is None:
+        if s.agent is not None:
+            await s.agent.send(op="lock", on=on)
+        if s.keeper is not None:
+            await self.mover.lock_at_home(s, on)
+        else:
             # the flag of the job stays when its agent ends with it at home
-            st = procfs.stat(s.pid)
-            job = self.jobs.table.get(s.pid) or Job(s.pid, st.start, s.uids[0], s.comm)
+            st = procfs.stat(s.home_pid)
+            job = self.jobs.table.get(s.home_pid) or Job(s.home_pid, st.start, s.uids[0], s.comm)
             job.locked = on
             self.jobs.register(job)
         return {"pid": s.pid, "locked": on}

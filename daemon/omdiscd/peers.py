@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mig import wire
@@ -21,6 +22,8 @@ from omdiscd.spawn import Spawner
 
 log = logging.getLogger(__name__)
 
+Order = Callable[[socket.socket, dict[str, Any]], Awaitable[None]]
+
 _IDLE = 30.0
 """Seconds between two requests on one connection."""
 _BACKLOG = 64
@@ -34,6 +37,8 @@ class PeerServer:
     def __init__(self, config: Config, key: bytes, sampler: Sampler, guests: Guests, spawner: Spawner, events: Events) -> None:
         self.config, self.key, self.sampler, self.guests, self.spawner, self.events = config, key, sampler, guests, spawner, events
         self.reservations = Reservations()
+        self.order: Order | None = None
+        """Who serves the orders of nodes on which guests of ours run."""
         self._arriving: dict[int, tuple[float, int]] = {}  # by keeper: until when, and bytes
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
@@ -89,6 +94,9 @@ class PeerServer:
                 m = await asyncio.wait_for(wire.arecv(conn), _IDLE)
                 if m.get("op") == "prepare":
                     await self._prepare(conn, m, source)
+                    return
+                if m.get("op") == "order" and self.order is not None:
+                    await self.order(conn, m)
                     return
                 await wire.asend(conn, **self._answer(m))
         except (EOFError, TimeoutError):

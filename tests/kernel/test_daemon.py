@@ -338,7 +338,7 @@ def test_multicast_alone_makes_a_pool(base: Path, wire_between: tuple[int, int])
         n2.start("-i", "c2")
         until(lambda: n1.states() == n2.states() == {"n1": "alive", "n2": "alive"})
         assert {n["id"] for n in n1.ask("status")["nodes"]} == {77 * 256 + 1, 77 * 256 + 2}
-        assert next(c for c in n2.ask("doctor")["checks"] if c["name"] == "multicast")["ok"]
+        until(lambda: next(c for c in n2.ask("doctor")["checks"] if c["name"] == "multicast")["ok"])
     finally:
         for n in (n1, n2):
             if n.process:
