@@ -43,7 +43,8 @@ def send(conn: socket.socket, fds: list[int] | None = None, **message: Any) -> N
     body = json.dumps(message).encode()
     frame = struct.pack("<I", len(body)) + body
     sent = socket.send_fds(conn, [frame], fds) if fds else 0
-    conn.sendall(frame[sent:])
+    if sent < len(frame):  # sending nothing is EPIPE all the same when the peer has answered and is gone already
+        conn.sendall(frame[sent:])
 
 
 def receive(conn: socket.socket) -> tuple[Request, list[int]]:
