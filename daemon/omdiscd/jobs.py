@@ -128,6 +128,7 @@ class Jobs:
             writer.close()
             if child.pid in self.spawner.pids:
                 os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the pid is its own; the kernel detaches it from the job
+            await asyncio.to_thread(release, Cgroup(group), back)
             raise
         task = asyncio.ensure_future(self._send_away(job, to, Cgroup(group), Cgroup(back), child.pid, reader, writer))
         self._tasks.add(task)
@@ -136,20 +137,31 @@ class Jobs:
     async def _send_away(
         self, job: Job, to: NodeInfo, group: Cgroup, back: Cgroup, holder: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        given = False
+
+        def hand_over() -> None:
+            # before, the holder lets the job go when we die; afterwards the agent's journal says what may be done with it
+            nonlocal given
+            if not given:
+                writer.write(b"D")
+            given = True
+
         try:
             await _expect(reader, b"H", _EXEC)
-            # from here on the holder lets the job go when we die; from "D" on that is the agent's duty
+
+            async def taken_over(step: str, text: str) -> None:
+                hand_over()
+
             subject = self.mover.subject(job.pid)
-            await self.mover.spawner.agent(job.pid)
-            writer.write(b"D")
-            await writer.drain()
+            timeout = self.mover.targets.config.move_timeout_s
             await self.mover.move(
-                self.mover.subject(job.pid), to, timeout=self.mover.targets.config.move_timeout_s, reason="mosrun chose its node",
-                frozen=str(group.path),
+                subject, to, timeout=timeout, reason="mosrun chose its node", frozen=str(group.path), progress=taken_over
             )  # fmt: skip
+            hand_over()
             log.info("job %d (%s) started on %s", job.pid, subject.comm, to.name)
         except OutcomeUnknown as e:
-            log.error("job %d: %s", job.pid, e)  # it must stay frozen: its copy may run
+            hand_over()  # it must stay frozen: its copy may run
+            log.error("job %d: %s", job.pid, e)
         except (MigError, OSError) as e:
             log.warning("job %d starts at home: %s", job.pid, e)
             reasons = "; ".join(getattr(e, "reasons", []))

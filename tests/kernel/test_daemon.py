@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -437,3 +439,89 @@ def test_an_unknown_node_is_told_before_anything_is_held(nodes: tuple[Node, Node
     with pytest.raises(MigError) as e:
         launch(nodes[0], "true", node="n9")
     assert e.value.code == "bad-input"
+
+
+# -- guests --------------------------------------------------------------------------------------------------------------------------------
+
+HELPER = Path(__file__).with_name("daemon_helper.py")
+
+
+@pytest.fixture
+def helpers() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start stand-ins for agents and keepers."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(node: Node, name: str, **row: Any) -> subprocess.Popen[bytes]:
+        path = node.run / "mig" / name
+        argv = [sys.executable, str(HELPER), str(path), json.dumps({"state": "running", "comm": "sleep", "uid": 0, **row})]
+        p = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        started.append(p)
+        until(path.exists)
+        return p
+
+    yield start
+    for p in started:
+        p.kill()
+        p.communicate()
+
+
+def heard(helper: subprocess.Popen[bytes]) -> dict[str, Any]:
+    assert helper.stdout
+    return dict(json.loads(helper.stdout.readline()))
+
+
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+def test_orders_reach_the_agent_from_home_and_from_the_host(
+    nodes: tuple[Node, Node], sleeper: subprocess.Popen[bytes], helpers: Start
+) -> None:
+    """The guest's home is n1, it runs on n2; the sleeper plays the deputy, and a second one the guest."""
+    n1, n2 = nodes
+    with subprocess.Popen(["sleep", "1000"]) as guest:
+        agent = helpers(n1, f"agents/{sleeper.pid}.sock", role="agent", pid=sleeper.pid, home="n1", where="n2")
+        helpers(n2, f"keepers/1-{sleeper.pid}-1.sock", role="keeper", pid=sleeper.pid, home="n1", where="n2", host_pid=guest.pid)
+        until(lambda: n1.ask("guests")["guests"] and n2.ask("guests")["guests"])
+        assert n1.ask("migrate", pid=sleeper.pid, to="home")["result"] == {"pid": sleeper.pid, "to": "n1", "mode": "home"}
+        m = heard(agent)
+        assert (m["op"], m["mode"], m["to"]["name"], m["reason"]) == ("move", "home", "n1", "user 0 asked")
+        assert "already" in refused("bad-input", n1, pid=sleeper.pid, to="n2")
+        assert "already" in refused("bad-input", n2, pid=guest.pid, to="n2")
+        assert n2.ask("migrate", pid=guest.pid, to="home", timeout=7)["result"]["mode"] == "home"
+        assert heard(agent)["timeout"] == 7
+        n2.ask("lock", pid=guest.pid)
+        assert (heard(agent) | {"id": 0}) == {"op": "lock", "on": True, "id": 0}
+        guest.kill()
+
+
+def test_guests_are_found_again(nodes: tuple[Node, Node], sleeper: subprocess.Popen[bytes], helpers: Start) -> None:
+    n1, _ = nodes
+    agent = helpers(n1, f"agents/{sleeper.pid}.sock", role="agent", pid=sleeper.pid, home="n1", where="n2", nmigs=3)
+    until(lambda: n1.ask("guests")["guests"])
+    n1.stop(signal.SIGKILL)
+    n1.start()
+    until(lambda: n1.ask("guests")["guests"])
+    assert n1.ask("guests")["guests"][0]["nmigs"] == 3 and agent.poll() is None
+
+
+def test_agents_hear_of_a_dead_host(nodes: tuple[Node, Node], sleeper: subprocess.Popen[bytes], helpers: Start) -> None:
+    n1, n2 = nodes
+    agent = helpers(n1, f"agents/{sleeper.pid}.sock", role="agent", pid=sleeper.pid, home="n1", where="n2")
+    until(lambda: n1.ask("guests")["guests"])
+    boot = n1.ask("whois", node="n2")["node"]["boot"]
+    n2.stop(signal.SIGKILL)
+    assert heard(agent) == {"op": "node", "name": "n2", "state": "dead", "boot": boot}
+
+
+def test_an_agent_that_dies_in_a_move_leaves_a_clear_word(
+    nodes: tuple[Node, Node], sleeper: subprocess.Popen[bytes], helpers: Start
+) -> None:
+    n1, _ = nodes
+    agent = helpers(n1, f"agents/{sleeper.pid}.sock", role="agent", pid=sleeper.pid, home="n1", where="n2")
+    until(lambda: n1.ask("guests")["guests"])
+    agent.send_signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        words = pool.submit(refused, "unknown", n1, pid=sleeper.pid, to="home")
+        time.sleep(0.2)
+        agent.kill()
+        assert "died" in words.result(20)
