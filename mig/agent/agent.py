@@ -26,7 +26,7 @@ from mig.agent.keeper_link import KeeperLink
 from mig.agent.switchboard import Switchboard
 from mig.agent.watchers import Reply, Watchers
 from mig.deputy import link
-from mig.errors import BadInput, CannotMove, MigError, OutcomeUnknown
+from mig.errors import BadInput, CannotMove, MigError, MoveFailed, OutcomeUnknown
 from mig.inspect.facts import gather
 from mig.kernel import pidfd, procfs
 from mig.kernel.cgroup import Cgroup
@@ -128,9 +128,12 @@ class Agent:
                 await reply({"op": "failed", "id": m.get("id"), "error": BadInput(f"unknown order {other!r}").to_wire()})
 
     def _node_news(self, name: str, state: str, boot: str) -> None:
-        """The daemon's view of a node changed: a move to a dead node is given up at once instead of after a time-out."""
-        if state == "dead" and name == self._dest and self._runner is not None:
-            self._runner.cancel(f"{name} does not answer any more")
+        """The daemon's view of a node changed.
+
+        A node that comes back with another boot id has lost our guest.  One that is only silent has not: it may be busy, or cut off; a
+        move to it is given up by the silence of its own connection.
+        """
+        log.info("%s is %s", name, state)
         if self.epoch and name == self.row.where and boot and self._host_boot and boot != self._host_boot:
             self._spawn(self._lost(f"{name} was restarted"))
 
@@ -169,7 +172,7 @@ class Agent:
         await self._say_moved(result, error, str(m.get("reason", "")))
         if self._tell is not None:
             await answer(error, result)
-        if self.epoch == 0:
+        if self.epoch == 0 and not self._over:
             self._finish()  # it stays an ordinary process of this machine: nothing to look after
 
     async def _say_moved(self, result: dict[str, Any], error: MigError | None, reason: str) -> None:
@@ -419,6 +422,11 @@ class Agent:
     async def _guest_ended(self, status: int) -> None:
         """The guest ended: its output first, then the deputy ends in the same way."""
         self._over = True
+        if self._hop is not None and not self._hop.done() and not self._arrived.is_set():
+            e = MoveFailed(f"{self.facts.comm} ({self.pid}) ended on {self.row.where} before it was moved")
+            self._hop.set_result({"ok": False, "error": e.to_wire()})
+        while self._moving.locked():  # a move that has just ended is reported before the end
+            await asyncio.sleep(0.005)
         try:
             await asyncio.wait_for(self.externals.finished(), OUTPUT_PATIENCE)
         except TimeoutError:

@@ -129,8 +129,11 @@ class HostSource:
     async def _ask(self) -> None:
         then = self.keeper.facts
         now = gather(self.guest.pid, guest=True, known_pipes=self.proxies.keys())
-        if now.reasons:
-            raise CannotMove(f"{now.comm} ({now.pid}) cannot be moved", reasons=now.reasons)
+        inner = {procfs.status(p).nspid[-1] for p in self.group.procs()}
+        left = sorted(inner - {*now.tree})
+        orphans = [f"process {p} has lost its parent and would be left behind: wait until it has ended" for p in left]
+        if reasons := [*now.reasons, *orphans]:
+            raise CannotMove(f"{now.comm} ({now.pid}) cannot be moved", reasons=reasons)
         of_home = {e.id: e for e in then.externals}
         for e in now.externals:
             if (home := of_home.get(e.id)) is not None:

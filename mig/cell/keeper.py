@@ -163,7 +163,7 @@ class Keeper:
         """Kill the copy, then leave the tombstone: in this order, so that ``aborted`` is only ever said of a copy that is gone."""
         log.info("aborted: %s", why, exc_info=None if isinstance(why, (Aborted, MigError, EOFError)) else why)
         if self.house is not None:
-            self.house.cell.kill()
+            self.house.end()
         self.journal.write(ABORTED)
         with contextlib.suppress(OSError):
             if not isinstance(why, (Aborted, EOFError, OSError)):
@@ -183,7 +183,7 @@ class Keeper:
         self._spawn(self._guest_events())
         self._spawn(self._report())
         await self.over.wait()
-        self.house.cell.kill()
+        self.house.end()
         self.close()
 
     def _spawn(self, c: Any) -> None:
@@ -250,7 +250,6 @@ class Keeper:
                     case "signal":
                         self.guest.signal(int(m["sig"]), group=bool(m["group"]))
                     case "kill":
-                        self.house.cell.kill()
                         self.over.set()
                     case "foreground":
                         await self.house.cell.set_foreground(bool(m["on"]))
@@ -352,8 +351,6 @@ def main() -> int:
         conn.setblocking(True)
         with contextlib.suppress(OSError):
             wire.send(conn, op="failed", error=error.to_wire())
-        if keeper.house is not None:
-            keeper.house.cell.kill()
         keeper.close()
         return error.exit_code
     asyncio.run(keeper.serve())
