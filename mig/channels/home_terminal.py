@@ -17,8 +17,19 @@ import termios
 from collections.abc import Callable, Iterator
 
 from mig.channels.frames import Frame, FrameError, Kind, number
-from mig.channels.relay import Allowance, DemandedSource, Link, Sink, reopen
-from mig.channels.tty_modes import TCFLSH, Modes, get_modes, get_winsize, has_extproc, set_modes, strip_cr, stripped_length, without_echo
+from mig.channels.relay import Allowance, DemandedSource, Link, Sink
+from mig.channels.tty_modes import (
+    TCFLSH,
+    Modes,
+    get_modes,
+    get_winsize,
+    has_extproc,
+    open_terminal,
+    set_modes,
+    strip_cr,
+    stripped_length,
+    without_echo,
+)
 from mig.kernel import procfs
 
 WINDOW = 16 << 10
@@ -49,7 +60,7 @@ class TerminalSink(Sink):
 class HomeTerminal:
     """The guest's terminal at home.
 
-    ``fd``: any copy of a descriptor of the guest's for it (not of /dev/tty); stays the caller's.  ``deputy``: pid of the guest at home.
+    ``fd``: any copy of a descriptor of the guest's for it; stays the caller's.  ``deputy``: pid of the guest at home.
     ``on_foreground(bool)``: the guest's process group got or lost the terminal; called for the first time by the first :meth:`attach`.
     ``on_hangup()``: the terminal is gone.  ``on_lost(error)``: as for :class:`mig.channels.home_pipe.HomePipe`.
     Raises ``OSError`` (``EIO``) when the terminal is hung up already.
@@ -64,7 +75,7 @@ class HomeTerminal:
         on_hangup: Callable[[], None] = _nothing,
         on_lost: Callable[[Exception], None] = _nothing,
     ) -> None:
-        self._tty = reopen(fd, os.O_RDWR)
+        self._tty = open_terminal(fd)
         self._device = os.fstat(self._tty).st_rdev
         self._deputy = deputy
         self._on_foreground, self._on_hangup, self._on_lost = on_foreground, on_hangup, on_lost

@@ -9,9 +9,10 @@ import termios
 from dataclasses import dataclass, replace
 
 from mig.channels.frames import FrameError
+from mig.channels.relay import reopen
 
 TCGETS, TCSETS, TCFLSH = 0x5401, 0x5402, 0x540B
-TIOCPKT, TIOCSIG, TIOCGPTPEER = 0x5420, 0x40045436, 0x5441
+TIOCPKT, TIOCSIG, TIOCGPTPEER, TIOCGDEV = 0x5420, 0x40045436, 0x5441, 0x80045432
 PKT_DATA, PKT_FLUSHREAD, PKT_IOCTL = 0x00, 0x01, 0x40
 """First byte of a read from a master in packet mode; others (output stopped, started, flushed) concern nobody here."""
 EXTPROC = 0o200000
@@ -84,6 +85,18 @@ def without_echo(modes: Modes) -> Modes:
 def get_winsize(fd: int) -> bytes:
     """struct winsize."""
     return fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8))
+
+
+def open_terminal(fd: int) -> int:
+    """A new description, non-blocking, of the terminal behind ``fd``; /dev/tty, which means another one to each process, is seen through.
+
+    Raises ``OSError``: ``EIO`` when it was hung up, ``ENOENT`` for a pseudo-terminal of another mount namespace.
+    """
+    if os.fstat(fd).st_rdev != os.makedev(5, 0):
+        return reopen(fd, os.O_RDWR)
+    device: int = struct.unpack("I", fcntl.ioctl(fd, TIOCGDEV, bytes(4)))[0]
+    number = os.minor(device) + (os.major(device) - 136) * 256  # the majors from 136 are those of pseudo-terminals
+    return os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def unread(fd: int) -> int:

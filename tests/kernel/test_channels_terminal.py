@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import functools
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from mig.channels.cell_terminal import CellTerminal
 from mig.channels.home_terminal import HomeTerminal
+from tests.kernel.channels_lab import connection, in_loop, until
 
 # The process that stands at home for the guest (argument: who has the terminal first); a line "f" or "b" gives and takes the terminal.
 DEPUTY = """
@@ -47,37 +44,6 @@ with open(int(sys.argv[1])) as commands:
         sys.stderr.write("done\\n")
         sys.stderr.flush()
 """
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a coroutine as a test; whatever a callback of the loop raises fails it."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        errors: list[dict[str, Any]] = []
-
-        async def main() -> None:
-            asyncio.get_running_loop().set_exception_handler(lambda _, c: errors.append(c))
-            await asyncio.wait_for(test(*args, **kwargs), 60)
-
-        asyncio.run(main())
-        assert not errors, errors
-
-    return run
-
-
-def connection() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        a = socket.create_connection(listener.getsockname())
-        b, _ = listener.accept()
-    for s in (a, b):
-        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return a, b
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 class Stage:
@@ -424,3 +390,26 @@ async def test_a_terminal_that_goes_away_is_gone_for_the_guest_too() -> None:
         await until(lambda: stage.guest.poll() is not None)
         assert stage.hangups == 1
         assert stage.guest.wait() == 0
+
+
+@in_loop
+async def test_a_guest_that_only_has_dev_tty() -> None:
+    script = "exec 3<>/dev/tty 0</dev/null 1>/dev/null 2>/dev/null; read -u 3 x; echo got $x >&3"
+    async with Stage("bash", "-c", script) as stage:
+        stage.type(b"one\n")
+        await stage.see(b"one\r\ngot one\r\n")
+        assert await stage.end() == 0
+
+
+def test_dev_tty_is_seen_through() -> None:
+    program = """
+import fcntl, os, sys, termios
+from mig.channels.tty_modes import open_terminal
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.exit(os.fstat(open_terminal(os.open("/dev/tty", os.O_RDWR))).st_rdev != os.fstat(0).st_rdev)
+"""
+    master, slave = os.openpty()
+    subprocess.run([sys.executable, "-c", program], stdin=slave, check=True)
+    os.close(master)
+    os.close(slave)
