@@ -30,7 +30,7 @@ from mig.errors import BadInput, CannotMove, MigError, MoveFailed, OutcomeUnknow
 from mig.inspect.facts import gather
 from mig.kernel import pidfd, procfs
 from mig.kernel.cgroup import Cgroup
-from mig.migration.journal import ARRIVED, ROLLED_BACK
+from mig.migration.journal import ROLLED_BACK
 from mig.migration.machine import Outcome
 from mig.migration.peer import Destination
 from mig.migration.runner import Result, Runner, as_error
@@ -209,11 +209,11 @@ class Agent:
             source.journal.write(ROLLED_BACK)
             source.journal.forget()
             await source.close()
+            if not pidfd.still(self.who) or procfs.state(self.pid) in (None, "Z"):
+                raise MoveFailed(f"{self.facts.comm} ({self.pid}) ended while it was being moved to {to.name}; nothing runs there")
             if not isinstance(result.cause, Changed) or attempt == TRIES - 1:
                 raise as_error(result, what, self.node.name)
         await self._left_home(source, to)
-        source.journal.write(ARRIVED)
-        source.journal.forget()
         pause = result.ended_at - result.frozen_at
         log.info("moved to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
         return {"pause_ms": round(pause * 1e3, 1), "bytes": source.bytes, "rounds": 0, "mode": source.carrier.mode}
@@ -268,6 +268,7 @@ class Agent:
             else:
                 log.error("no deputy could be made of %d, the frozen original stays in its place: %s", self.pid, e)
                 self.frozen_original = source.group
+        await source.arrived()  # not before the original is taken care of: until then a dead agent's work is found by its journal
         self._set(state="running")
         await source.close()
 

@@ -23,7 +23,7 @@ from mig.inspect.facts import gather
 from mig.kernel import cgroup, procfs
 from mig.kernel.cgroup import Cgroup
 from mig.memory.carrier import Carrier, FullDump
-from mig.migration.journal import BEGIN, COMMIT, Journal
+from mig.migration.journal import ARRIVED, BEGIN, COMMIT, Journal
 from mig.migration.machine import Step
 from mig.migration.peer import Destination
 from mig.model import ProcessFacts
@@ -215,6 +215,12 @@ class HomeSource:
                 except OSError:
                     Cgroup(cgroup.root()).add(p)  # its old cgroup has been removed meanwhile
         self.group.remove()
+
+    async def arrived(self) -> None:
+        """It runs there; the destination learns that we know."""
+        self.journal.write(ARRIVED)
+        await self.dest.known()
+        self.journal.forget()
 
     async def close(self) -> None:
         """Free what the move used on this side; the outcome does not matter."""

@@ -165,10 +165,19 @@ class HostSource:
             await self.keeper.ask_agent("inherit", "inherited", pids=self.group.procs())
             self.flocks = home_locks.release(self.group.procs())
 
+    async def arrived(self) -> None:
+        """It runs there; the destination learns that we know."""
+        self.journal.write(ARRIVED)
+        await self.dest.known()
+        self.journal.forget()
+
     async def close(self, outcome: Outcome) -> None:
         """Free what the move used on this side."""
-        self.journal.write(ARRIVED if outcome is Outcome.ARRIVED else ROLLED_BACK)
-        self.journal.forget()
+        if outcome is Outcome.ARRIVED:
+            await self.arrived()
+        else:
+            self.journal.write(ROLLED_BACK)
+            self.journal.forget()
         home_locks.forget(self.flocks)
         self.dest.close()
         if self.dumper is not None:

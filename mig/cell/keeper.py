@@ -70,6 +70,7 @@ class Keeper:
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving: Runner | None = None
+        self._told_to_abort = False
         self.row = GuestState(
             role="keeper", pid=self.facts.pid, home=self.home.name, where=node.name, state="moving", uid=self.facts.uid,
             comm=self.facts.comm, start=self.facts.start, since=time.time(), helper=os.getpid(), rss=self.facts.rss, cpu_s=self.facts.cpu_s,
@@ -128,6 +129,7 @@ class Keeper:
         await wire.asend(self.conn, op="prepared", took_ms=round(self.house.took_ms, 1))
         head = await wire.arecv(self.conn)
         if head.get("op") != "images":
+            self._told_to_abort = head.get("op") == "abort"
             raise Aborted(f"the source said {head.get('op')!r}")
         t0 = time.monotonic()
         await receive_images(self.conn, head, str(self.work / "img"))
@@ -142,14 +144,18 @@ class Keeper:
         await wire.asend(self.conn, op="ready", images_ms=round((t1 - t0) * 1e3, 1), restore_ms=round((time.monotonic() - t1) * 1e3, 1))
         word = await wire.arecv(self.conn)
         if word.get("op") != "go":
+            self._told_to_abort = word.get("op") == "abort"
             raise Aborted(f"the source said {word.get('op')!r}")
         await reach(Fault.BEFORE_RUNNING)
         self.journal.write(RUNNING)  # accepted: from here on only its own end stops the guest
         cell.guest_cgroup.thaw()
         await cell.release()
-        await reach(Fault.AFTER_GO)
-        with contextlib.suppress(OSError, EOFError):  # a lost answer is asked for again, at omdiscd
+        try:
+            await reach(Fault.AFTER_GO)
             await wire.asend(self.conn, op="running", host_pid=self.guest.pid)
+        except Exception as e:  # whatever it is, the guest runs: the source asks our omdiscd for the answer that it did not get
+            log.warning("the answer to GO is lost: %s", e)
+            self.conn.close()
 
     async def _busy(self) -> list[int]:
         """At home: outputs of which the agent still holds bytes that a slow reader has not taken."""
@@ -164,7 +170,10 @@ class Keeper:
         log.info("aborted: %s", why, exc_info=None if isinstance(why, (Aborted, MigError, EOFError)) else why)
         if self.house is not None:
             self.house.end()
-        self.journal.write(ABORTED)
+        if self._told_to_abort:
+            self.journal.forget()  # its source knows, and has not committed: nobody will ask
+        else:
+            self.journal.write(ABORTED)
         with contextlib.suppress(OSError):
             if not isinstance(why, (Aborted, EOFError, OSError)):
                 error = why if isinstance(why, MigError) else MigError(f"{type(why).__name__}: {why}")
@@ -181,6 +190,7 @@ class Keeper:
         self._spawn(self._read_agent())
         self.watchers.start()
         self._spawn(self._guest_events())
+        self._spawn(self._source_knows())
         self._spawn(self._report())
         await self.over.wait()
         self.house.end()
@@ -212,6 +222,12 @@ class Keeper:
                     self.row.state = "running"
                     await self._agent_send("continued")
         self.over.set()
+
+    async def _source_knows(self) -> None:
+        """Once the source has our answer nobody asks about this move any more, and its journal may go."""
+        with contextlib.suppress(OSError, EOFError):
+            if (await wire.arecv(self.conn)).get("op") == "known":
+                self.journal.forget()
 
     async def _report(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import socket
@@ -99,12 +100,21 @@ class Destination:
             raise PeerError(f"{self.node.name} is gone")
 
     async def go(self) -> dict[str, Any]:
-        """GO, then wait for RUNNING; raises ``OSError``/``EOFError`` when the answer is lost."""
+        """GO, then wait for RUNNING; raises when the answer is lost.
+
+        The connection is closed then: a destination that has not heard GO sees its end and drops its copy instead of waiting for a word
+        that does not come.
+        """
         assert self.sock is not None
-        await wire.asend(self.sock, op="go")
-        m = await wire.arecv(self.sock)
-        if m.get("op") != "running":
-            raise EOFError(f"{self.node.name} answered {m.get('op')!r} to GO")
+        try:
+            await reach(Fault.AFTER_COMMIT)
+            await wire.asend(self.sock, op="go")
+            m = await wire.arecv(self.sock)
+            if m.get("op") != "running":
+                raise EOFError(f"{self.node.name} answered {m.get('op')!r} to GO")
+        except BaseException:
+            self.close()
+            raise
         return m
 
     async def ask(self, mid: str) -> str:
@@ -116,6 +126,12 @@ class Destination:
             return str(m.get("state", ""))
         finally:
             s.close()
+
+    async def known(self) -> None:
+        """Tell the destination that its answer arrived: nobody will ask it about this move any more."""
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                await wire.asend(self.sock, op="known")
 
     async def abort(self) -> None:
         """Tell the destination to drop its copy, and wait a moment for its word; the end of the connection says the same."""

@@ -44,7 +44,7 @@ class Actions(Protocol):
     async def undo(self, step: m.Step) -> None: ...
     async def write_commit(self) -> None: ...
     async def send_go(self) -> None:
-        """Send GO and wait for RUNNING; raises ``OSError`` or ``EOFError`` when the answer is lost."""
+        """Send GO and wait for RUNNING; raises when the answer is lost."""
 
     async def ask_destination(self) -> str:
         """``running``, ``aborted`` or ``""``."""
@@ -126,13 +126,14 @@ class Runner:
                     await self.actions.write_commit()
                 except OSError as e:
                     return self.machine.handle(m.CommitFailed(f"the journal could not be written: {e}"))
-                await reach(Fault.AFTER_COMMIT)
                 return self.machine.handle(m.CommitWritten())
             case m.SendGo():
                 self.progress("go")
                 try:
                     await asyncio.wait_for(self.actions.send_go(), ANSWER_TIMEOUT)
-                except (OSError, EOFError, TimeoutError) as e:
+                except Exception as e:  # whatever it is: GO may have been heard, so only the destination knows
+                    if not isinstance(e, (OSError, EOFError)):
+                        log.exception("GO could not be sent")
                     self.doubt(describe(e))
                     return self.machine.handle(m.AnswerLost(describe(e)))
                 return self.machine.handle(m.Running())
@@ -140,7 +141,8 @@ class Runner:
                 await asyncio.sleep(delay)
                 try:
                     answer = await self.actions.ask_destination()
-                except (OSError, EOFError, TimeoutError):
+                except Exception as e:  # whatever it is, we still do not know
+                    log.info("the destination could not be asked: %s", describe(e))
                     answer = ""
                 return self.machine.handle(m.Answer(answer))
             case m.Finish(outcome=outcome, error=error):
