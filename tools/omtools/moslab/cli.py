@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("count", nargs="?", type=int, default=3, metavar="N", help="nodes, named n1 to nN (default 3)")
     up.add_argument("--link", default="0", metavar="RATE", help="speed of each node's link, as 1gbit or 100mbit (default: unlimited)")
     up.add_argument("--speed", action="append", default=[], metavar="NODE=X", help="give a node this share of a node's CPU time (0.01-1)")
+    up.add_argument("--cpus", type=float, metavar="X", help="CPUs that each node may use (default: 0.9 x cores / N)")
     up.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="setting of every omdiscd.toml")
 
     for verb, text in (("run", "run a command in a node and wait for it"), ("spawn", "start a command in a node; print its PID there")):
@@ -113,7 +114,7 @@ def _plan(args: argparse.Namespace) -> labs.Lab:
         except ValueError:
             raise BadInput(f"--speed {text}: {value!r} is not a number") from None
     settings = {name: toml_value(value) for name, value in (assignment("--set", s) for s in args.settings)}
-    return labs.plan(args.lab, args.count, speeds=speeds, link=rate(args.link), settings=settings)
+    return labs.plan(args.lab, args.count, speeds=speeds, link=rate(args.link), settings=settings, cpus=args.cpus)
 
 
 def _command(args: argparse.Namespace) -> list[str]:

@@ -138,8 +138,18 @@ def load(name: str) -> Lab:
     return lab
 
 
-def plan(name: str, count: int, *, speeds: dict[str, float], link: int, settings: dict[str, Any], cores: int | None = None) -> Lab:
-    """A lab of ``count`` nodes.  Each gets 0.9 x cores / count CPUs, times its speed; raises :class:`BadInput` for unknown nodes.
+def plan(
+    name: str,
+    count: int,
+    *,
+    speeds: dict[str, float],
+    link: int,
+    settings: dict[str, Any],
+    cpus: float | None = None,
+    cores: int | None = None,
+) -> Lab:
+    """A lab of ``count`` nodes.  Each gets ``cpus`` CPUs, times its speed; by default 0.9 x cores / count, so that all together have
+    room for their work on this machine.  Raises :class:`BadInput` for unknown nodes and for more CPUs than there are.
 
     The subnet is derived from the name: labs are networks of their own and could share one, but logs read better when they do not.
     """
@@ -147,7 +157,10 @@ def plan(name: str, count: int, *, speeds: dict[str, float], link: int, settings
         raise BadInput(f"a lab has 1 to {MAX_NODES} nodes, not {count}")
     lab = Lab(check_name(name), link=link, settings=settings)
     a, b = hashlib.sha256(name.encode()).digest()[:2]
-    cpus = round(0.9 * (cores or len(os.sched_getaffinity(0))) / count, 3)
+    cores = cores or len(os.sched_getaffinity(0))
+    cpus = round(0.9 * cores / count, 3) if cpus is None else cpus
+    if not 0.01 <= cpus <= cores:
+        raise BadInput(f"--cpus {cpus:g}: this machine has {cores}")
     for i in range(1, count + 1):
         lab.nodes.append(Node(i, f"10.{a}.{b}.{i}", f"02:6d:6c:{a:02x}:{b:02x}:{i:02x}", cpus))
     for node, speed in speeds.items():
