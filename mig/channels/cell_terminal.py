@@ -31,7 +31,7 @@ from mig.channels.tty_modes import (
 QUEUE = 256 << 10
 """Bytes that a pseudo-terminal can hold and more: when so many were read, all that was written before has been."""
 NEWLINE_WAIT = 0.005
-"""Seconds that a carriage return waits for its newline, which the kernel's buffers may bring separately."""
+"""Seconds that a carriage return at the end of all output waits for its newline, which the kernel's buffers may bring a moment later."""
 
 
 RENEWAL = 0.05
@@ -190,14 +190,15 @@ class CellTerminal:
     def _output(self, data: bytes) -> None:
         data = self._return + data
         self._return = b""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._late_modes is not None:
             self._late_after -= len(data)
             if self._late_after <= 0:
                 self._send_late_modes()
         if data.endswith(b"\r") and self._modes.adds_cr:
             data, self._return = data[:-1], b"\r"
-            if self._timer is None:
-                self._timer = self._loop.call_later(NEWLINE_WAIT, self._send_return)
         if data:
             self._link.send(Kind.DATA, data)
 
@@ -243,6 +244,8 @@ class CellTerminal:
 
     def _all_read(self) -> None:
         self._send_late_modes()
+        if self._return and self._timer is None:
+            self._timer = self._loop.call_later(NEWLINE_WAIT, self._send_return)
 
     def _take_all(self) -> None:
         if self.open:
