@@ -46,6 +46,7 @@ class Launch:
     def __init__(self, lab: Lab, node: Node, disk: Disk | None) -> None:
         """Start it; with ``disk`` None the node boots again from the disk that it has."""
         self.node = node
+        self._pid_file = lab.pid_file(node)
         reading, writing = os.pipe()
         self._launcher = os.fork()
         if self._launcher == 0:
@@ -60,6 +61,8 @@ class Launch:
         os.waitpid(self._launcher, 0)
         if not line.startswith("pid "):
             raise MigError(f"{self.node.name} cannot be started: {line.strip() or 'its launcher was killed'}")
+        # written here: the launcher shares the node's mount namespace, where this path ends as soon as pid 1 changes the root
+        self._pid_file.write_text(line[4:].strip())
         return int(line[4:])
 
     def wait(self) -> None:
@@ -83,7 +86,6 @@ def _launcher(lab: Lab, node: Node, disk: Disk | None, report: int) -> NoReturn:
         libc.unshare(NAMESPACES)
         pid = os.fork()
         if pid:
-            lab.pid_file(node).write_text(str(pid))
             os.write(report, f"pid {pid}\n".encode())
             os._exit(0)
         os.setsid()
