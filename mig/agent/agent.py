@@ -30,11 +30,11 @@ from mig.errors import BadInput, CannotMove, MigError, MoveFailed, OutcomeUnknow
 from mig.inspect.facts import gather
 from mig.kernel import pidfd, procfs
 from mig.kernel.cgroup import Cgroup
-from mig.migration.journal import ROLLED_BACK
 from mig.migration.machine import Outcome
 from mig.migration.peer import Destination
 from mig.migration.runner import Result, Runner, as_error
 from mig.model import GuestState, NodeInfo, ProcessFacts
+from mig.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Agent:
         self._tell: Callable[[MigError], Awaitable[None]] | None = None
         self._progress: Callable[[str], None] | None = None
         self._over = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self.row = GuestState(
             role="agent", pid=pid, home=node.name, where=node.name, state="running", uid=self.facts.uid, comm=self.facts.comm,
             start=self.who.start, since=time.time(), helper=os.getpid(), rss=self.facts.rss, cpu_s=self.facts.cpu_s,
@@ -85,10 +85,9 @@ class Agent:
         """Serve until the guest has ended, or the process turned out to stay at home."""
         await self.board.start(self.node.addr)
         self.watchers.start()
-        self._spawn(self._watch_deputy())
+        self._tasks.spawn(self._watch_deputy())
         await self.ended.wait()
-        for t in list(self._tasks):
-            t.cancel()
+        self._tasks.cancel()
         self.externals.close()
         self.board.close()
         for k in self.links.values():
@@ -98,16 +97,6 @@ class Agent:
         if self.files is not None:
             await self.files.stop()
         self.watchers.close()
-
-    def _spawn(self, c: Any) -> None:
-        t: asyncio.Task[None] = asyncio.ensure_future(c)
-        self._tasks.add(t)
-        t.add_done_callback(self._task_done)
-
-    def _task_done(self, t: asyncio.Task[None]) -> None:
-        self._tasks.discard(t)
-        if not t.cancelled() and t.exception() is not None:
-            log.error("a task of the agent failed", exc_info=t.exception())
 
     # -- orders from omdiscd ---------------------------------------------------------------------------------------------------
 
@@ -135,7 +124,7 @@ class Agent:
         """
         log.info("%s is %s", name, state)
         if self.epoch and name == self.row.where and boot and self._host_boot and boot != self._host_boot:
-            self._spawn(self._lost(f"{name} was restarted"))
+            self._tasks.spawn(self._lost(f"{name} was restarted"))
 
     async def _move_order(self, m: dict[str, Any], reply: Reply) -> None:
         ident = m.get("id")
@@ -145,7 +134,7 @@ class Agent:
 
         def progress(step: str) -> None:
             text = f"{self.facts.comm} ({self.pid}) {here} -> {to.name}: {step}"
-            self._spawn(reply({"op": "progress", "id": ident, "step": step, "text": text}))
+            self._tasks.spawn(reply({"op": "progress", "id": ident, "step": step, "text": text}))
 
         async def answer(error: MigError | None, result: dict[str, Any]) -> None:
             self._tell = None  # a caller gets one answer; what comes after "unknown" is an event
@@ -206,8 +195,7 @@ class Agent:
             result = await self._run(Runner(source, list(PLAN), progress=progress, doubt=self._in_doubt), timeout)
             if result.outcome is Outcome.ARRIVED:
                 break
-            source.journal.write(ROLLED_BACK)
-            source.journal.forget()
+            await source.settled(result.outcome)
             await source.close()
             if not pidfd.still(self.who) or procfs.state(self.pid) in (None, "Z"):
                 raise MoveFailed(f"{self.facts.comm} ({self.pid}) ended while it was being moved to {to.name}; nothing runs there")
@@ -216,7 +204,7 @@ class Agent:
         await self._left_home(source, to)
         pause = result.ended_at - result.frozen_at
         log.info("moved to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
-        return {"pause_ms": round(pause * 1e3, 1), "bytes": source.bytes, "rounds": 0, "mode": source.carrier.mode}
+        return {"pause_ms": round(pause * 1e3, 1)} | source.moved()
 
     async def _run(self, runner: Runner, timeout: float) -> Result:
         """Run a move to its end, however long it stays in doubt; ``timeout`` seconds (0: none) bound what comes before the commit."""
@@ -233,7 +221,7 @@ class Agent:
         """The commit was given and its answer is missing: the caller is told after a while, the asking goes on."""
         log.warning("in doubt: %s", error)
         self._set(state="in-doubt")
-        self._spawn(self._doubt(self._dest))
+        self._tasks.spawn(self._doubt(self._dest))
 
     async def _doubt(self, dest: str) -> None:
         await self.watchers.changed()
@@ -268,7 +256,8 @@ class Agent:
             else:
                 log.error("no deputy could be made of %d, the frozen original stays in its place: %s", self.pid, e)
                 self.frozen_original = source.group
-        await source.arrived()  # not before the original is taken care of: until then a dead agent's work is found by its journal
+        # not before the original is taken care of: until then a dead agent's work is found by its journal
+        await source.settled(Outcome.ARRIVED)
         self._set(state="running")
         await source.close()
 
@@ -344,7 +333,7 @@ class Agent:
 
     def _keeper_connected(self, k: KeeperLink) -> None:
         self.links[k.epoch] = k
-        self._spawn(self._read_keeper(k))
+        self._tasks.spawn(self._read_keeper(k))
 
     async def _read_keeper(self, k: KeeperLink) -> None:
         try:
@@ -483,7 +472,7 @@ class Agent:
             with contextlib.suppress(OSError):  # the reader of this link reports its end
                 await k.send(op, **m)
 
-        self._spawn(send())
+        self._tasks.spawn(send())
 
     def _deputy_signal(self, s: link.Signal) -> None:
         terminal = self.externals.terminal

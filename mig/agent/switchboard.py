@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from mig import wire
 from mig.agent.keeper_link import KeeperLink
+from mig.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Switchboard:
         self._channels: dict[tuple[int, int], socket.socket] = {}
         self._keepers: set[int] = set()
         self._arrived = asyncio.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._listener: socket.socket | None = None
 
     async def start(self, addr: str) -> None:
@@ -37,18 +38,13 @@ class Switchboard:
         s.listen(64)
         self._listener = s
         self.addr, self.port = addr, s.getsockname()[1]
-        self._spawn(self._accept(s))
-
-    def _spawn(self, c: object) -> None:
-        t: asyncio.Task[None] = asyncio.ensure_future(c)  # type: ignore[call-overload]
-        self._tasks.add(t)
-        t.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._accept(s))
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             s, _ = await loop.sock_accept(listener)
-            self._spawn(self._hello(s))
+            self._tasks.spawn(self._hello(s))
 
     async def _hello(self, s: socket.socket) -> None:
         s.setblocking(False)
@@ -90,8 +86,7 @@ class Switchboard:
 
     def close(self) -> None:
         """Stop listening and close what nobody took."""
-        for t in list(self._tasks):
-            t.cancel()
+        self._tasks.cancel()
         if self._listener is not None:
             self._listener.close()
         for s in self._channels.values():

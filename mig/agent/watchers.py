@@ -18,6 +18,7 @@ from typing import Any
 
 from mig import wire
 from mig.model import GuestState
+from mig.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Watchers:
     def __init__(self, path: Path, state: Callable[[], GuestState], order: Order) -> None:
         self.path, self.state, self.order = path, state, order
         self._watching: set[socket.socket] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._locks: dict[socket.socket, asyncio.Lock] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
@@ -44,20 +45,15 @@ class Watchers:
         finally:
             os.umask(old)
         self._listener.listen(8)
-        self._spawn(self._accept())
-        self._spawn(self._tick())
-
-    def _spawn(self, c: Any) -> None:
-        t: asyncio.Task[None] = asyncio.ensure_future(c)
-        self._tasks.add(t)
-        t.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._accept())
+        self._tasks.spawn(self._tick())
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             s, _ = await loop.sock_accept(self._listener)
             self._locks[s] = asyncio.Lock()
-            self._spawn(self._client(s))
+            self._tasks.spawn(self._client(s))
 
     async def _tick(self) -> None:
         while True:
@@ -79,7 +75,7 @@ class Watchers:
                     self._watching.add(s)
                     await self._send(s, {"op": "state", "state": dataclasses.asdict(self.state())})
                 else:
-                    self._spawn(self._order(m, s))
+                    self._tasks.spawn(self._order(m, s))
         except (EOFError, OSError):
             pass
         finally:
@@ -111,8 +107,7 @@ class Watchers:
     def close(self) -> None:
         """Stop serving and remove the socket."""
         self.path.unlink(missing_ok=True)
-        for t in list(self._tasks):
-            t.cancel()
+        self._tasks.cancel()
         for s in list(self._locks):
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)  # what is queued still goes out

@@ -38,10 +38,11 @@ from mig.kernel import libc, pidfd
 from mig.migration import faults
 from mig.migration.faults import Fault, reach
 from mig.migration.journal import ABORTED, PREPARED, RUNNING, Journal
-from mig.migration.machine import Outcome
+from mig.migration.machine import Outcome, Step
 from mig.migration.peer import SILENCE, Destination, receive_images
 from mig.migration.runner import Runner, as_error
 from mig.model import GuestState, NodeInfo, ProcessFacts
+from mig.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Keeper:
         self.over = asyncio.Event()
         self._agent_lock = asyncio.Lock()
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._moving: Runner | None = None
         self._told_to_abort = False
         self.row = GuestState(
@@ -186,25 +187,15 @@ class Keeper:
     async def _run_guest(self) -> None:
         assert self.guest is not None and self.house is not None
         self.row.state, self.row.host_pid, self.row.since = "running", self.guest.pid, time.time()
-        await self._agent_send("running", host_pid=self.guest.pid, proxied=sorted(self.proxies.proxied))
-        self._spawn(self._read_agent())
+        await self.tell_agent("running", host_pid=self.guest.pid, proxied=sorted(self.proxies.proxied))
+        self._tasks.spawn(self._read_agent())
         self.watchers.start()
-        self._spawn(self._guest_events())
-        self._spawn(self._source_knows())
-        self._spawn(self._report())
+        self._tasks.spawn(self._guest_events())
+        self._tasks.spawn(self._source_knows())
+        self._tasks.spawn(self._report())
         await self.over.wait()
         self.house.end()
         self.close()
-
-    def _spawn(self, c: Any) -> None:
-        t: asyncio.Task[None] = asyncio.ensure_future(c)
-        self._tasks.add(t)
-        t.add_done_callback(self._task_done)
-
-    def _task_done(self, t: asyncio.Task[None]) -> None:
-        self._tasks.discard(t)
-        if not t.cancelled() and t.exception() is not None:
-            log.error("a task of the keeper failed", exc_info=t.exception())
 
     async def _guest_events(self) -> None:
         assert self.house is not None
@@ -212,15 +203,15 @@ class Keeper:
             match e:
                 case Exited(status=status):
                     await self.proxies.finish()
-                    await self._agent_send("exit", status=status, utime=e.utime, stime=e.stime)
+                    await self.tell_agent("exit", status=status, utime=e.utime, stime=e.stime)
                     self.over.set()
                     return
                 case Stopped(sig=sig):
                     self.row.state = "stopped"
-                    await self._agent_send("stopped", sig=sig)
+                    await self.tell_agent("stopped", sig=sig)
                 case _:
                     self.row.state = "running"
-                    await self._agent_send("continued")
+                    await self.tell_agent("continued")
         self.over.set()
 
     async def _source_knows(self) -> None:
@@ -235,11 +226,12 @@ class Keeper:
             assert self.guest is not None
             cpu, self.row.rss = self.guest.usage()
             self.row.cpu_s = self.facts.cpu_s + cpu
-            await self._agent_send("stats", cpu_s=self.row.cpu_s, rss=self.row.rss)
+            await self.tell_agent("stats", cpu_s=self.row.cpu_s, rss=self.row.rss)
 
     # -- the home agent --------------------------------------------------------------------------------------------------------
 
-    async def _agent_send(self, op: str, **m: Any) -> None:
+    async def tell_agent(self, op: str, **m: Any) -> None:
+        """Send one message; a lost agent is noticed by whoever reads from it."""
         assert self.agent is not None
         try:
             async with self._agent_lock:
@@ -251,7 +243,7 @@ class Keeper:
         """Send a question, wait for the message named ``answer``."""
         f: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[answer] = f
-        await self._agent_send(op, **m)
+        await self.tell_agent(op, **m)
         try:
             return await asyncio.wait_for(f, 10)
         finally:
@@ -270,7 +262,7 @@ class Keeper:
                     case "foreground":
                         await self.house.cell.set_foreground(bool(m["on"]))
                     case "move":
-                        self._spawn(self._move(m))
+                        self._tasks.spawn(self._move(m))
                     case op if (f := self._answers.get(str(op))) is not None and not f.done():
                         f.set_result(m)
         except (EOFError, OSError) as e:
@@ -295,11 +287,11 @@ class Keeper:
         to = NodeInfo.from_map(m["to"])
         what = f"{self.facts.comm} ({self.facts.pid}) could not be moved to {to.name}"
         if self._moving is not None:
-            await self._agent_send("moved", ok=False, error=CannotMove(f"{what}: it is just being moved").to_wire())
+            await self.tell_agent("moved", ok=False, error=CannotMove(f"{what}: it is just being moved").to_wire())
             return
         self.row.state = "moving"
         source = HostSource(self, Destination(to, self.key), m["request"])
-        runner = self._moving = Runner(source, source.plan, progress=self._progress, doubt=self._doubt)
+        runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)
         timeout = float(m.get("timeout") or 0)
         limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
         try:
@@ -308,29 +300,27 @@ class Keeper:
             self._moving = None
             if limit is not None:
                 limit.cancel()
-        await source.close(result.outcome)
+        await source.settled(result.outcome)
+        await source.close()
         if result.outcome is not Outcome.ARRIVED:
             self.row.state = "running"
-            await self._agent_send("moved", ok=False, error=as_error(result, what, self.node.name).to_wire())
+            await self.tell_agent("moved", ok=False, error=as_error(result, what, self.node.name).to_wire())
             return
         pause = round((result.ended_at - result.frozen_at) * 1e3, 1)
         log.info("moved on to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
-        moved = {"pause_ms": pause, "bytes": source.bytes, "rounds": 0, "mode": source.carrier.mode}
-        await self._agent_send("moved", ok=True, result=moved)
+        await self.tell_agent("moved", ok=True, result={"pause_ms": pause} | source.moved())
         self.over.set()
 
     def _progress(self, step: str) -> None:
-        self._spawn(self._agent_send("progress", step=step))
+        self._tasks.spawn(self.tell_agent("progress", step=step))
 
     def _doubt(self, error: str) -> None:
         self.row.state = "in-doubt"
-        self._spawn(self._agent_send("doubt", error=error))
+        self._tasks.spawn(self.tell_agent("doubt", error=error))
 
     def close(self) -> None:
         """Leave nothing behind but the journal."""
-        for t in list(self._tasks):
-            if t is not asyncio.current_task():
-                t.cancel()
+        self._tasks.cancel()
         self.proxies.close()
         if self.house is not None:
             self.house.close()

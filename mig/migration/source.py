@@ -1,0 +1,120 @@
+"""What every source of a move has and does alike: its journal, image directory, dump helper, carrier and connection to the destination.
+
+The home agent (:mod:`mig.agent.home_source`) and a host's keeper (:mod:`mig.cell.host_source`) add the steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mig.agent import home_locks, workdir
+from mig.criu import layout
+from mig.criu.dumper import Dumper
+from mig.deputy import mend
+from mig.errors import MoveFailed
+from mig.kernel import procfs
+from mig.kernel.cgroup import Cgroup
+from mig.memory.carrier import Carrier, FullDump
+from mig.migration.journal import ARRIVED, COMMIT, ROLLED_BACK, Journal
+from mig.migration.machine import Outcome
+from mig.migration.peer import Destination
+from mig.model import ProcessFacts
+
+
+class SourceBase:
+    """The common half of :class:`mig.migration.runner.Actions`.  ``pid``: the root of the tree, as this node numbers it."""
+
+    def __init__(self, mid: str, dest: Destination, group: Cgroup, facts: ProcessFacts, pid: int) -> None:
+        self.mid, self.dest, self.group, self.facts, self.pid = mid, dest, group, facts, pid
+        self.journal = Journal(mid, "source")
+        self.carrier: Carrier = FullDump()
+        self.work: Path | None = None
+        self.img_fd = -1
+        self.dumper: Dumper | None = None
+        self.calls: list[mend.Call] = []
+        self.flocks: list[home_locks.Flock] = []
+        self.bytes = 0
+
+    @property
+    def img(self) -> str:
+        """The image directory."""
+        assert self.work is not None
+        return str(self.work / "img")
+
+    async def start_dumper(self, cell_init: int | None = None) -> None:
+        """The dump helper stands ready, everything is imported that the freeze will need."""
+        self.work = workdir.make(self.mid, "source", self.facts.rss)
+        self.img_fd = os.open(self.img, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        layout.image("core")  # imported here: 0.1 s that would otherwise fall into the freeze
+        self.dumper = await Dumper.start(self.img_fd, cell_init=cell_init)
+
+    async def stop_dumper(self) -> None:
+        """End the dump helper; idempotent."""
+        if self.dumper is not None:
+            await self.dumper.close()
+            self.dumper = None
+
+    def freeze(self) -> None:
+        """The tree stands still; what its threads wait in is noted, because CRIU will break it off."""
+        self.group.freeze()
+        self.calls = mend.interrupted([(p, t) for p in self.group.procs() for t in procfs.threads(p)])
+
+    def thaw(self) -> None:
+        """The tree goes on, with the system calls that CRIU broke off mended."""
+        if self.calls:
+            mend.mend_running(self.calls, self.group.thaw)
+        else:
+            self.group.thaw()
+
+    async def ship(self, rest: dict[int, bytes]) -> None:
+        """Images to the destination."""
+        self.bytes += await self.dest.ship(self.img, rest=rest)
+
+    def verify(self) -> None:
+        """The last look before the commit; raises :class:`mig.errors.MigError`."""
+        if procfs.state(self.pid) in (None, "Z"):
+            raise MoveFailed("it was killed while it stood frozen")
+        if not self.group.is_frozen():
+            raise MoveFailed("somebody thawed its cgroup in the middle of the move")
+        self.dest.verify()
+
+    async def write_commit(self) -> None:
+        """The commit: from here on the destination's copy may run."""
+        self.journal.write(COMMIT)
+
+    async def send_go(self) -> None:
+        """GO and the wait for RUNNING."""
+        await self.dest.go()
+
+    async def ask_destination(self) -> str:
+        """What the destination's node says of this move."""
+        return await self.dest.ask(self.mid)
+
+    def moved(self) -> dict[str, Any]:
+        """What is reported of an arrived move, beside its times."""
+        return {"bytes": self.bytes, "rounds": 0, "mode": self.carrier.mode}
+
+    async def settled(self, outcome: Outcome) -> None:
+        """The outcome is known here, and all that had to be done about it is done: the journal has served."""
+        if outcome is Outcome.ARRIVED:
+            self.journal.write(ARRIVED)
+            await self.dest.known()
+        else:
+            self.journal.write(ROLLED_BACK)
+        self.journal.forget()
+
+    async def close(self) -> None:
+        """Free what the move used on this side; the outcome does not matter.  Idempotent."""
+        self.dest.close()
+        home_locks.forget(self.flocks)
+        await self.stop_dumper()
+        if self.img_fd >= 0:
+            os.close(self.img_fd)
+            self.img_fd = -1
+        if self.work is not None:
+            work, self.work = str(self.work), None
+            await asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(work, ignore_errors=True))

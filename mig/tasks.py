@@ -1,0 +1,34 @@
+"""Background tasks of one owner: none is lost to the garbage collector, none fails unheard, all end with their owner."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Tasks:
+    """A set of running tasks; ``spawn`` needs a running loop."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Awaitable[Any]) -> None:
+        """Run ``work`` beside the caller; an exception that it raises is logged."""
+        t = asyncio.ensure_future(work)
+        self._running.add(t)
+        t.add_done_callback(self._done)
+
+    def _done(self, t: asyncio.Task[Any]) -> None:
+        self._running.discard(t)
+        if not t.cancelled() and t.exception() is not None:
+            log.error("a background task failed", exc_info=t.exception())
+
+    def cancel(self) -> None:
+        """Cancel all but the task that calls this."""
+        for t in list(self._running):
+            if t is not asyncio.current_task():
+                t.cancel()
