@@ -143,8 +143,11 @@ class Cell:
         """
         self._listen()
         tty = self.spec.terminal
-        key = images.terminals(f"/proc/self/fd/{self.spec.img_fd}").get(tty.index, "") if tty and not self.spec.terminal_is_led else ""
-        say(self._control, op="restore", alternatives=sorted(alternatives), terminal=key)
+        opened = images.terminals(f"/proc/self/fd/{self.spec.img_fd}") if tty else {}
+        if tty and self.spec.terminal_is_led:
+            opened.pop(tty.index, "")
+        keys = [key for index, key in opened.items() if tty and index in (tty.index, images.BY_ITS_ALIAS)]
+        say(self._control, op="restore", alternatives=sorted(alternatives), terminals=keys)
         await self._reply("barrier")
         facts = self.spec.facts
         self.guest_pid = procfs.host_pid(self.guest_cgroup.procs(), facts.pid)

@@ -53,9 +53,8 @@ def restore(spec: CellSpec, worker: Worker, slave: int, control: socket.socket, 
     req = options.restore(spec.img_fd)
     word = wait(control, desk)
     inherited = [(g.external.key, g.alt_fd if g.external.id in word["alternatives"] else g.fd) for g in spec.pipes]
-    if word["terminal"]:
-        # CRIU's stdin serves only a terminal whose session is led from outside: by name it also becomes the guest's controlling one
-        inherited.append((word["terminal"], slave))
+    # CRIU's stdin serves only a terminal whose session is led from outside: by name it also becomes the guest's controlling one
+    inherited += [(key, slave) for key in word["terminals"]]
     for key, fd in inherited:
         inherit = req.opts.inherit_fd.add()
         inherit.key, inherit.fd = key, fd

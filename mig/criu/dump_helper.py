@@ -14,7 +14,7 @@ from mig.criu import layout, options
 from mig.criu.log import CriuError
 from mig.criu.session import Worker
 from mig.errors import MigError
-from mig.kernel import libc
+from mig.kernel import libc, procfs
 
 _NAMESPACES = ("ipc", "uts", "pid", "mnt")
 
@@ -34,12 +34,21 @@ def _enter(cell_init: int) -> None:
     libc.pdeathsig()
 
 
+def _external(pid: int) -> list[str]:
+    """``/dev/tty`` opened by members whose terminal is the root's: CRIU dumps it only for a session's leader in the foreground."""
+    terminals = {procfs.stat(p).tty_nr for p in procfs.tree(pid)} - {0}
+    if not terminals or terminals != {procfs.stat(pid).tty_nr}:
+        return []
+    node = os.stat("/dev/tty")
+    return [f"tty[{node.st_rdev:x}:{node.st_dev:x}]"]
+
+
 def _dump(worker: Worker, img_fd: int, m: wire.Message) -> dict[str, Any]:
     mode = m["memory"].get("mode")
     if mode != "full":
         raise CriuError(f"this node cannot leave memory out of a dump (asked for {mode!r})")
     began = time.perf_counter()
-    worker.call(options.dump(m["pid"], img_fd, m["freeze_cgroup"]))
+    worker.call(options.dump(m["pid"], img_fd, m["freeze_cgroup"], _external(m["pid"])))
     took = (time.perf_counter() - began) * 1e3
     with os.scandir(img_fd) as found:
         pages = sum(e.stat().st_size for e in found if e.name.startswith("pages-"))

@@ -19,6 +19,8 @@ _MAGIC_BYTES = 8
 
 FL_POSIX, FL_FLOCK, FL_OFD, FL_LEASE = 1, 2, 1024, 32
 NR_POLL, NR_NANOSLEEP, NR_FUTEX, NR_CLOCK_NANOSLEEP = 7, 35, 202, 230
+DEV_TTY = 0x500
+BY_ITS_ALIAS = -1
 _EINTR = 2**64 - 4
 _NO_SYSCALL = 2**64 - 1
 
@@ -147,9 +149,16 @@ def list_files(img_dir: str | os.PathLike[str]) -> list[ImageFile]:
 
 
 def terminals(img_dir: str | os.PathLike[str]) -> dict[int, str]:
-    """The pseudo terminals that the images hold open: N of ``/dev/pts/N`` to CRIU's name of it, as ``inherit_fd`` wants it."""
+    """The terminals that the images hold open: N of ``/dev/pts/N`` to CRIU's name of it, as ``inherit_fd`` wants it.
+
+    ``BY_ITS_ALIAS``: the controlling terminal, opened as ``/dev/tty``, which the dump left to the restore.
+    """
     path = Path(img_dir) / "tty-info.img"
     if not path.exists():
         return {}
     _, entries = _read(path, layout.image("tty").tty_info_entry)
-    return {e.pty.index: f"tty[{e.rdev:x}:{e.dev:x}]" for e in entries if e.HasField("pty")}
+    return {
+        e.pty.index if e.HasField("pty") else BY_ITS_ALIAS: f"tty[{e.rdev:x}:{e.dev:x}]"
+        for e in entries
+        if e.HasField("pty") or e.rdev == DEV_TTY
+    }

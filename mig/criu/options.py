@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from mig.criu import layout
@@ -24,14 +25,18 @@ def common(opts: Any, img_fd: int, log_file: str) -> None:
     opts.network_lock = rpc.SKIP  # no connection moves, so no packet needs to be held back
 
 
-def dump(pid: int, img_fd: int, freeze_cgroup: str, log_file: str = "dump.log") -> Any:
-    """A DUMP request for the tree under ``pid``, frozen in ``freeze_cgroup`` (a cgroup-v2 directory) and left so afterwards."""
+def dump(pid: int, img_fd: int, freeze_cgroup: str, external: Collection[str] = (), log_file: str = "dump.log") -> Any:
+    """A DUMP request for the tree under ``pid``, frozen in ``freeze_cgroup`` (a cgroup-v2 directory) and left so afterwards.
+
+    ``external``: CRIU's names of what the restore will be given.
+    """
     rpc = layout.rpc()
     req = rpc.criu_req(type=rpc.DUMP)
     common(req.opts, img_fd, log_file)
     req.opts.pid = pid
     req.opts.leave_running = True  # with a frozen cgroup: neither killed nor stopped, and still frozen
     req.opts.freeze_cgroup = freeze_cgroup
+    req.opts.external.extend(external)
     return req
 
 
