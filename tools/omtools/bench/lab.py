@@ -1,0 +1,98 @@
+"""A lab of our own, and moves in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mig.errors import MigError
+from mig.kernel import procfs
+from omtools.bench.samples import HERE_TO_N2, HOME, ONWARD, Sample
+from omtools.bench.target import START, Diary
+from omtools.client import Client
+from omtools.moslab import enter, power, ready
+from omtools.moslab import lab as labs
+
+_ROUTE = ((HERE_TO_N2, "n2"), (ONWARD, "n3"), (HOME, "home"))
+_STANDS_STILL = "freeze"
+
+
+def moslab(name: str, *args: str) -> None:
+    """Run moslab for lab ``name``; raises :class:`MigError` with its words."""
+    script = str(Path(sys.prefix) / "bin" / "moslab")
+    done = subprocess.run([script, "--lab", name, *args], capture_output=True, text=True)
+    if done.returncode:
+        raise MigError(f"moslab {' '.join(args)}: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def up(*args: str) -> Iterator[labs.Lab]:
+    """Three nodes for as long as the context lasts; nothing is left of them."""
+    name = f"bench-{os.getpid()}-{secrets.token_hex(2)}"
+    try:
+        moslab(name, "up", "3", "--set", "auto=none", *args)
+        yield labs.load(name)
+    finally:
+        power.down(labs.Lab(name))
+
+
+class Guest:
+    """A target that was started in n1 and that we move; use it as a context manager."""
+
+    def __init__(self, lab: labs.Lab, program: Path, mib: int) -> None:
+        self.lab, self.mib = lab, mib
+        node = lab.node("n1")
+        tree = ready.tree(lab, node)
+        path = f"/var/tmp/bench-{secrets.token_hex(4)}"
+        self.pid = enter.spawn(lab, node, [str(program), str(mib), path])
+        here = procfs.host_pid(procfs.tree(int(lab.pid_file(node).read_text())), self.pid)
+        self._pidfd = os.pidfd_open(here)  # its deputy is the same process
+        self._diary = Diary(tree / path[1:], lambda: signal.pidfd_send_signal(self._pidfd, signal.SIGUSR1))
+        self._client = Client(tree / ready.CONTROL)
+
+    def __enter__(self) -> Guest:
+        self._diary.wait_ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill it, and wait until every helper of it is gone: the next run shall not share the machine with them."""
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            deadline = time.monotonic() + START
+            while any(g["pid"] == self.pid for g in self._client.call("guests", all=True)["guests"]) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        finally:
+            os.close(self._pidfd)
+            self._client.close()
+
+    def move(self, what: str, to: str, number: int) -> Sample:
+        """Move it, in round ``number``.  Raises :class:`MigError` when that fails."""
+        self._diary.longest()
+        began = time.monotonic()
+        at: list[tuple[str, float]] = []
+        for item in self._client.stream("migrate", pid=self.pid, to=to):
+            assert item is not None  # no tick was asked for
+            now = (time.monotonic() - began) * 1e3
+            if item.get("more"):
+                at.append((str(item.get("step")), now))
+            else:
+                told = float(item["result"]["pause_ms"])
+                ends = [t for _, t in at[1:]] + [now]
+                steps = {"start": at[0][1]} | {step: end - t for (step, t), end in zip(at, ends, strict=True)}
+                prepare = next(t for step, t in at if step == _STANDS_STILL)
+                return Sample(what, self.mib, number, self._diary.longest(), now, told, prepare, steps)
+        raise MigError(f"the move to {to} has no answer")
+
+
+def journey(lab: labs.Lab, program: Path, mib: int, number: int) -> list[Sample]:
+    """A new process goes from home to n2, to n3 and home again."""
+    with Guest(lab, program, mib) as guest:
+        return [guest.move(what, to, number) for what, to in _ROUTE]
