@@ -21,6 +21,7 @@ from mig import paths, wire
 from mig.config import Config, load, split_address
 from mig.errors import MigError
 from mig.kernel import pidfd, procfs
+from mig.migration.sweep import sweep
 from mig.model import NodeInfo
 from omdiscd import discovery as net
 from omdiscd import ops, resources
@@ -42,7 +43,8 @@ from omdiscd.targets import Targets
 
 log = logging.getLogger("omdiscd")
 
-_RECOVERY_S = 2.0
+_RECOVERY_S = 0.5
+"""Seconds between two looks for what dead agents left: a process of theirs may stand frozen."""
 
 
 def main() -> int:
@@ -199,6 +201,7 @@ class Daemon:
         while True:
             await asyncio.sleep(_RECOVERY_S)
             self.recovery.look()
+            await asyncio.to_thread(sweep)
 
     # -- what parts tell each other -----------------------------------------------------------------------------------------------
 

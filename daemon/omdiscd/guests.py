@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 
 SCAN = 0.5
 """Seconds between two looks into the socket directories."""
-_STALE = 10.0
-"""Seconds after which a socket on which nobody listens is removed: its owner was killed."""
+_STALE = 0.4
+"""Seconds after which a socket on which nobody listens is removed: its owner was killed.  One that was just bound is not listened on for
+microseconds."""
 
 
 class Link:

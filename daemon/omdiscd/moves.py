@@ -19,6 +19,7 @@ from mig.economy.price import NodeView
 from mig.errors import BadInput, CannotMove, MigError, MoveFailed, NotPermitted, OutcomeUnknown
 from mig.inspect.facts import gather
 from mig.kernel import procfs
+from mig.migration import journal
 from mig.model import NodeInfo, ProcessFacts
 from omdiscd.guests import Guests, Link
 from omdiscd.orders import Answers, at_home, from_host, move_order
@@ -33,8 +34,8 @@ Progress = Callable[[str, str], Awaitable[None]]
 
 GRACE = 30.0
 """Seconds beyond the timeout in which the agent must have answered: it rolls back, or says that it does not know."""
-_DIED = 3.0
-"""Seconds given to the kernel and other helpers to settle after an agent died in the middle of a move."""
+_DIED = 15.0
+"""Seconds given to the recovery after an agent died in the middle of a move, before the caller is told that nobody knows yet."""
 
 
 @dataclass(frozen=True)
@@ -259,16 +260,24 @@ class Mover:
         raise await self._abandoned(s, to)
 
     async def _abandoned(self, s: Subject, to: NodeInfo) -> MigError:
-        """The agent or keeper died while it moved the process: say what is left."""
-        await asyncio.sleep(_DIED)
-        state = procfs.state(s.pid)
+        """The agent died while it moved the process: wait until that has been resolved, and say what is left."""
+        deadline = asyncio.get_running_loop().time() + _DIED
+        while (unresolved := self._unresolved(s)) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
         where = f"process {s.pid} ({s.comm})"
         log_hint = f"the helper's log: {self._log_of(s)}"
-        if state is None:
-            return MigError(f"{where} has ended while it was moved to {to.name}", hint=log_hint)
-        if s.link is None and self.guests.agent(s.pid) is None:
-            return MoveFailed(f"the home agent died while it moved {where}; it is at home, in state {state}", hint=log_hint)
+        if procfs.state(s.pid) in (None, "Z"):
+            return MigError(f"{where} has ended while it was moved to {to.name}: it was lost with its helper", hint=log_hint)
+        if not unresolved and s.link is None:
+            return MoveFailed(f"the home agent died while it moved {where}; still running on {self.targets.me().name}", hint=log_hint)
         return OutcomeUnknown(f"the helper that moved {where} to {to.name} died; mosps shows where it is", hint=log_hint)
+
+    @staticmethod
+    def _unresolved(s: Subject) -> bool:
+        """Whether what the dead agent left is still being resolved: a journal without an end, or a guest not yet ended with its agent."""
+        if procfs.state(s.pid) in (None, "Z"):
+            return False
+        return s.link is not None or any(mid.split("-")[1] == str(s.home_pid) for mid in journal.unfinished())
 
     @staticmethod
     def _log_of(s: Subject) -> str:

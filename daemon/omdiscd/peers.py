@@ -110,6 +110,9 @@ class PeerServer:
         op = m.get("op")
         if op == "ask":
             return {"op": "answer", "mid": m["mid"], "state": journal.verdict(str(m["mid"]))}
+        if op == "known":  # the source has our answer from an earlier question
+            journal.Journal(str(m["mid"]), "destination").forget()
+            return {"op": "forgotten", "mid": m["mid"]}
         if op == "info":
             info, k, mem = self.live(but=str(m.get("who", "")))
             return {"op": "info", "node": dataclasses.asdict(info), "reserved_k": k, "reserved_mem": mem}

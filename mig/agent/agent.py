@@ -322,6 +322,10 @@ class Agent:
         self._set(where=to.name, nmigs=self.row.nmigs + 1, since=time.time())
         return dict(answer["result"])
 
+    def _answer_hop(self, answer: dict[str, Any]) -> None:
+        if self._hop is not None and not self._hop.done():
+            self._hop.set_result(answer)
+
     def _arrive(self, epoch: int, proxied: list[int]) -> None:
         """The guest runs in the cell ``epoch``, where ``proxied`` externals go through us."""
         if epoch > self.epoch:
@@ -361,8 +365,7 @@ class Agent:
             case "doubt":
                 self._in_doubt(str(m.get("error", "")))
             case "moved":
-                if self._hop is not None and not self._hop.done():
-                    self._hop.set_result(m)
+                self._answer_hop(m)
             case "locks":
                 assert self.files is not None
                 await k.send("locks", locks=(await self.files.ask("locks"))["locks"])
@@ -391,7 +394,7 @@ class Agent:
                 if (terminal := self.externals.terminal) is not None:
                     with contextlib.suppress(ConnectionError):
                         await terminal.sync()  # what it wrote and set comes before the shell takes the terminal
-                if self.deputy is not None:
+                if self.deputy is not None and procfs.state(self.pid) != "T":  # one that SIGSTOP stopped would stop again, once continued
                     self.deputy.stop(int(m["sig"]))
             case "continued" if k.epoch == self.epoch:
                 self._set(state="running")
@@ -399,22 +402,25 @@ class Agent:
                 await self._guest_ended(int(m["status"]))
 
     async def _keeper_gone(self, k: KeeperLink) -> None:
-        if self._over or k.epoch != self.epoch:
-            return
-        for _ in range(100):  # the next cell's word may still be on its way
+        for _ in range(100):  # in a move the next cell's word may still be on its way
+            if self._over or k.epoch != self.epoch or not self._moving.locked():
+                break
             await asyncio.sleep(0.05)
-            if self._over or k.epoch != self.epoch:
-                return
-        await self._lost(f"its keeper on {self.row.where} ended without a word")
+        if self._over:
+            return
+        if k.epoch == self.epoch:
+            await self._lost(f"its keeper on {self.row.where} ended without a word")
+        elif k.epoch == self.epoch - 1 and self._arrived.is_set():
+            self._answer_hop({"ok": True, "result": {}})  # it died when its guest had gone on: nobody else reports that move
 
     # -- the end ---------------------------------------------------------------------------------------------------------------
 
     async def _guest_ended(self, status: int) -> None:
         """The guest ended: its output first, then the deputy ends in the same way."""
         self._over = True
-        if self._hop is not None and not self._hop.done() and not self._arrived.is_set():
+        if not self._arrived.is_set():
             e = MoveFailed(f"{self.facts.comm} ({self.pid}) ended on {self.row.where} before it was moved")
-            self._hop.set_result({"ok": False, "error": e.to_wire()})
+            self._answer_hop({"ok": False, "error": e.to_wire()})
         while self._moving.locked():  # a move that has just ended is reported before the end
             await asyncio.sleep(0.005)
         try:
@@ -436,6 +442,8 @@ class Agent:
             return
         self._over = True
         log.error("the guest is lost: %s", why)
+        e = MigError(f"{self.facts.comm} ({self.pid}) is lost: {why}")
+        self._answer_hop({"ok": False, "error": e.to_wire()})
         await self.watchers.event(
             t=time.time(), kind="lost", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="lost",
             reason=f"the guest is lost: {why}", **{"from": self.row.where},

@@ -31,7 +31,7 @@ async def recover(mid: str) -> str:
         return "gone"
     who = ProcessId(int(begin["pid"]), int(begin["start"]), pidfd.boot_id())
     group = Cgroup(begin["cgroup"])
-    state = "aborted"
+    state, dest = "aborted", None
     if COMMIT in records:
         dest = Destination(NodeInfo.from_map(begin["to"]), wire.load_key() or bytes(32))
         while (state := await _ask(dest, mid)) not in ("running", "aborted"):
@@ -50,6 +50,8 @@ async def recover(mid: str) -> str:
         for p in group.procs():
             Cgroup(cgroup.root()).add(p)
         group.remove()
+    if dest is not None:
+        await dest.known(mid)
     journal.write(ROLLED_BACK)
     journal.forget()
     return outcome

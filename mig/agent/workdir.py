@@ -8,11 +8,14 @@ from pathlib import Path
 
 from mig import paths
 from mig.errors import MoveFailed
+from mig.kernel import pidfd
+from mig.model import ProcessId
 
 CANDIDATES = (paths.WORK, Path("/dev/shm/mig"), Path("/var/tmp/mig"))
 """In this order: /run and /dev/shm are memory; /var/tmp is slower and roomy."""
 MARGIN = 64 << 20
 """Bytes beside the memory itself: everything that CRIU writes but pages, ghost files included."""
+_OWNER = "owner"
 
 
 def make(mid: str, side: str, need: int) -> Path:
@@ -24,7 +27,18 @@ def make(mid: str, side: str, need: int) -> Path:
             d = base / f"{mid}.{side}"
             shutil.rmtree(d, ignore_errors=True)
             (d / "img").mkdir(parents=True)
+            me = pidfd.identity(os.getpid())
+            (d / _OWNER).write_text(f"{me.pid} {me.start} {me.boot}")
             return d
     places = ", ".join(str(c) for c in CANDIDATES)
     hint = "free some memory, or enlarge /run (mount -o remount,size=...)"
     raise MoveFailed(f"no room for {need >> 20} MiB of images in any of {places}", hint=hint)
+
+
+def owner(d: Path) -> ProcessId | None:
+    """The process that made this directory; None while it is just being made or removed."""
+    try:
+        pid, start, boot = (d / _OWNER).read_text().split()
+    except (OSError, ValueError):
+        return None
+    return ProcessId(int(pid), int(start), boot)

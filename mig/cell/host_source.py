@@ -7,6 +7,7 @@ re-points the channels afterwards.
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from mig.agent import home_locks
@@ -14,7 +15,7 @@ from mig.cell import locks
 from mig.criu import images
 from mig.errors import CannotMove
 from mig.inspect.facts import gather
-from mig.kernel import procfs
+from mig.kernel import pidfd, procfs
 from mig.migration.journal import BEGIN
 from mig.migration.machine import Step
 from mig.migration.peer import Destination
@@ -102,7 +103,8 @@ class HostSource(SourceBase):
             now, pid=then.pid, start=then.start, boot=then.boot, hostname=then.hostname, ppid=then.ppid, shared_files=then.shared_files,
             cpu_s=self.keeper.row.cpu_s,
         )  # fmt: skip
-        self.journal.write(BEGIN, pid=self.pid, to=dataclasses.asdict(self.dest.node))
+        me = pidfd.identity(os.getpid())
+        self.journal.write(BEGIN, pid=self.pid, keeper=me.pid, keeper_start=me.start, to=dataclasses.asdict(self.dest.node))
         await self.dest.prepare(self.request | {"facts": dataclasses.asdict(self.facts)})
 
     async def _dump(self) -> None:

@@ -119,19 +119,26 @@ class Destination:
 
     async def ask(self, mid: str) -> str:
         """What the destination's node says of the move: ``running``, ``aborted`` or ``pending``.  On a fresh connection."""
+        return str((await self._question("ask", mid)).get("state", ""))
+
+    async def _question(self, op: str, mid: str) -> dict[str, Any]:
         s = await wire.connect(self.node.addr, self.node.port, self.key)
         try:
-            await wire.asend(s, op="ask", mid=mid)
-            m = await asyncio.wait_for(wire.arecv(s), 5)
-            return str(m.get("state", ""))
+            await wire.asend(s, op=op, mid=mid)
+            return await asyncio.wait_for(wire.arecv(s), 5)
         finally:
             s.close()
 
-    async def known(self) -> None:
-        """Tell the destination that its answer arrived: nobody will ask it about this move any more."""
-        if self.sock is not None:
-            with contextlib.suppress(OSError):
+    async def known(self, mid: str) -> None:
+        """Tell the destination that its answer arrived: nobody will ask it about this move any more.
+
+        By the move's connection, or on a fresh one after a doubt; a destination that does not hear it keeps a small journal.
+        """
+        with contextlib.suppress(OSError, EOFError, TimeoutError):
+            if self.sock is not None:
                 await wire.asend(self.sock, op="known")
+            else:
+                await self._question("known", mid)
 
     async def abort(self) -> None:
         """Tell the destination to drop its copy, and wait a moment for its word; the end of the connection says the same."""

@@ -102,7 +102,7 @@ class SourceBase:
         """The outcome is known here, and all that had to be done about it is done: the journal has served."""
         if outcome is Outcome.ARRIVED:
             self.journal.write(ARRIVED)
-            await self.dest.known()
+            await self.dest.known(self.mid)
         else:
             self.journal.write(ROLLED_BACK)
         self.journal.forget()

@@ -1,0 +1,148 @@
+"""Every named fault point, on each side, for a first move, a later one and one home: nothing is lost, nothing runs twice.
+
+The rules (docs/states.md): before the commit the process goes on where it was; after it the destination's word decides.  A keeper owns
+its guest's pipes and files, so a guest ends with its keeper: that is told, and home's process ends as if it had been killed.
+"""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.cluster.conftest import LabUnderTest
+
+from .conftest import HOME, Faults, Job, events, nothing_left
+
+LEGS = {"first": ("n1", "n2", "n2"), "later": ("n2", "n3", "n3"), "home": ("n2", "n1", "home")}
+"""Source, destination, and what the destination is called for ``migrate``."""
+SOURCE = ["before_freeze", "after_freeze", "after_dump", "mid_transfer", "before_commit"]
+DESTINATION = ["before_prepare", "before_restore", "at_barrier"]
+
+
+def arrange(job: Job, leg: str) -> tuple[str, str, str]:
+    """Bring the job to where the leg starts."""
+    source, destination, to = LEGS[leg]
+    if source != HOME:
+        job.move(source)
+    return source, destination, to
+
+
+def goes_on_where_it_was(lab: LabUnderTest, job: Job, source: str) -> None:
+    """Also it can be moved afterwards, and ends without a trace."""
+    job.runs_once(source)
+    if source == HOME:
+        nothing_left(lab)
+        assert "mig-" not in lab.path(HOME, f"/proc/{job.pid}/cgroup").read_text()
+    job.move("n3" if source == "n2" else "n2")
+    job.runs_once("n3" if source == "n2" else "n2")
+    job.end()
+
+
+@pytest.mark.parametrize("leg", LEGS)
+@pytest.mark.parametrize("point", SOURCE + DESTINATION)
+def test_failure_before_the_commit(lab: LabUnderTest, job: Job, faults: Faults, point: str, leg: str) -> None:
+    source, destination, to = arrange(job, leg)
+    node = source if point in SOURCE else destination
+    faults.set(node, point, "fail")
+    r = job.migrate(to)
+    assert faults.hit(node, point)
+    assert r.returncode == 4 and f"still running on {source}" in r.stderr, (r.returncode, r.stderr)
+    faults.clear(node, point)
+    goes_on_where_it_was(lab, job, source)
+
+
+@pytest.mark.parametrize("leg", LEGS)
+@pytest.mark.parametrize("point", DESTINATION)
+def test_death_of_the_destination_before_the_commit(lab: LabUnderTest, job: Job, faults: Faults, point: str, leg: str) -> None:
+    source, destination, to = arrange(job, leg)
+    faults.set(destination, point, "die")
+    r = job.migrate(to)
+    assert faults.hit(destination, point)
+    assert r.returncode == 4 and f"still running on {source}" in r.stderr, (r.returncode, r.stderr)
+    faults.clear(destination, point)
+    goes_on_where_it_was(lab, job, source)
+
+
+@pytest.mark.parametrize("point", [*SOURCE, "after_commit"])
+def test_death_of_the_home_agent_in_a_first_move(lab: LabUnderTest, job: Job, faults: Faults, point: str) -> None:
+    """omdiscd resolves what it left: the process goes on, and the tool waits for that."""
+    faults.set(HOME, point, "die")
+    r = job.migrate("n2")
+    assert faults.hit(HOME, point)
+    assert r.returncode == 4 and "still running on n1" in r.stderr, (r.returncode, r.stderr)
+    faults.clear(HOME, point)
+    goes_on_where_it_was(lab, job, HOME)
+
+
+@pytest.mark.parametrize("point", [*SOURCE, "after_commit"])
+def test_death_of_the_keeper_that_sends(lab: LabUnderTest, job: Job, faults: Faults, point: str) -> None:
+    """Its guest ends with it; home says so, and no copy comes to life at the destination."""
+    arrange(job, "later")
+    faults.set("n2", point, "die")
+    r = job.migrate("n3")
+    assert faults.hit("n2", point)
+    assert r.returncode == 1 and "lost" in r.stderr, (r.returncode, r.stderr)
+    is_lost(lab, job)
+
+
+def is_lost(lab: LabUnderTest, job: Job) -> None:
+    """The end of a guest whose host is gone."""
+    lab.wait_for(lambda: not job.alive() and not job.copies(), 20, f"home's process ends; {job.describe()}")
+    assert len(events(lab, job, "lost")) == 1
+    job.check_lines()
+    nothing_left(lab)
+
+
+@pytest.mark.parametrize("leg", LEGS)
+@pytest.mark.parametrize("point", ["after_commit", "before_running"])
+@pytest.mark.parametrize("action", ["fail", "die"])
+def test_copy_that_never_ran(lab: LabUnderTest, job: Job, faults: Faults, action: str, point: str, leg: str) -> None:
+    """Committed, and the destination says that its copy is gone: only this word lets the process go on at the source."""
+    if point == "after_commit" and action == "die":
+        pytest.skip("that is the death of the source, which has tests of its own")
+    source, destination, to = arrange(job, leg)
+    node = source if point == "after_commit" else destination
+    faults.set(node, point, action)
+    r = job.migrate(to)
+    assert faults.hit(node, point)
+    assert r.returncode == 4 and f"still running on {source}" in r.stderr, (r.returncode, r.stderr)
+    faults.clear(node, point)
+    goes_on_where_it_was(lab, job, source)
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_answer_that_was_lost(lab: LabUnderTest, job: Job, faults: Faults, leg: str) -> None:
+    """The copy runs and its keeper cannot say so: the source asks, and the move has arrived."""
+    _, destination, to = arrange(job, leg)
+    faults.set(destination, "after_go", "fail")
+    r = job.migrate(to)
+    assert faults.hit(destination, "after_go")
+    assert r.returncode == 0, (r.returncode, r.stderr)
+    faults.clear(destination, "after_go")
+    job.runs_once(destination)
+    job.end()
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_death_of_the_destination_after_the_commit(lab: LabUnderTest, job: Job, faults: Faults, leg: str) -> None:
+    """The copy ran there, so its death is the guest's: the source never starts it again."""
+    _, destination, to = arrange(job, leg)
+    faults.set(destination, "after_go", "die")
+    r = job.migrate(to)
+    assert faults.hit(destination, "after_go")
+    assert r.returncode in (0, 1), (r.returncode, r.stderr)
+    is_lost(lab, job)
+
+
+def test_status_of_a_lost_guest(lab: LabUnderTest, job: Job, faults: Faults) -> None:
+    """The shell that waits for it is told of a SIGKILL."""
+    shell = lab.pty(HOME, ["bash", "--norc", "-i"])
+    shell.sendline("sleep 1000 & echo pid=$!; wait $!; echo status=$?")
+    shell.expect(r"pid=(\d+)\r\n")
+    pid = int(shell.match[1])
+    faults.set("n2", "after_go", "die")
+    lab.run(HOME, ["migrate", str(pid), "n2"])
+    shell.expect(r"status=(\d+)\r\n", timeout=20)
+    assert int(shell.match[1]) == 128 + signal.SIGKILL
+    nothing_left(lab)
