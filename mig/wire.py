@@ -9,18 +9,20 @@ with an HMAC over both nonces and its role.  Neither side reads anything else fr
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import os
 import socket
 import struct
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 
 from mig import paths
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 VERSION = 1
 """What we speak; a peer that says less is understood down to :data:`OLDEST`."""
@@ -85,9 +87,15 @@ def recv(s: socket.socket) -> Message:
 # -- asyncio on raw non-blocking sockets ------------------------------------------------------------------------------------------
 
 
+def _running_loop() -> AbstractEventLoop:
+    import asyncio  # helpers that only block do without it: it is half of what they would import
+
+    return asyncio.get_running_loop()
+
+
 async def arecv_exact(s: socket.socket, n: int) -> bytearray:
     """As :func:`recv_exact`, for a non-blocking socket in the running loop."""
-    loop = asyncio.get_running_loop()
+    loop = _running_loop()
     b = bytearray(n)
     mv = memoryview(b)
     while mv:
@@ -100,7 +108,7 @@ async def arecv_exact(s: socket.socket, n: int) -> bytearray:
 
 async def asend(s: socket.socket, **m: Any) -> None:
     """Send one message; concurrent senders on one socket must hold a lock of their own."""
-    await asyncio.get_running_loop().sock_sendall(s, pack(m))
+    await _running_loop().sock_sendall(s, pack(m))
 
 
 async def arecv(s: socket.socket) -> Message:
@@ -140,7 +148,9 @@ async def prove(s: socket.socket, key: bytes, *, server: bool, timeout: float = 
 
     Client and server bind the proof to their role, so a reflected proof does not pass.
     """
-    loop = asyncio.get_running_loop()
+    import asyncio
+
+    loop = _running_loop()
     me, you = (b"S", b"C") if server else (b"C", b"S")
 
     async def talk() -> None:
@@ -166,7 +176,9 @@ async def prove(s: socket.socket, key: bytes, *, server: bool, timeout: float = 
 
 async def connect(addr: str, port: int, key: bytes, *, timeout: float = 5.0) -> socket.socket:
     """A proved TCP connection to another node's process: non-blocking, no delay, kept alive."""
-    loop = asyncio.get_running_loop()
+    import asyncio
+
+    loop = _running_loop()
     family = socket.AF_INET6 if ":" in addr else socket.AF_INET
     s = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     s.setblocking(False)
