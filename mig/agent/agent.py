@@ -249,6 +249,7 @@ class Agent:
             assert source.converter is not None
             deputy = await source.converter.convert(self.pid, str(source.group.path), self.drop_signals)
             self.deputy = DeputyLink(deputy, self._deputy_signal, self._deputy_died)
+            self._deputy_drops_record_locks()
             source.leave_group()
         except (MigError, OSError) as e:
             if procfs.state(self.pid) in (None, "Z"):
@@ -259,6 +260,8 @@ class Agent:
         # not before the original is taken care of: until then a dead agent's work is found by its journal
         await source.settled(Outcome.ARRIVED)
         self._set(state="running")
+        if self.epoch not in self.links:
+            self._spawn(self._lost(f"its keeper on {to.name} died right after it had arrived"))
         await source.close()
 
     # -- what a source needs of us ---------------------------------------------------------------------------------------------
@@ -317,10 +320,24 @@ class Agent:
         if not answer["ok"]:
             self.board.drop(epoch)
             raise MigError.from_wire(answer["error"])
-        await asyncio.wait_for(self._arrived.wait(), 10)  # the new keeper's own word: it knows what it proxies
+        await self._arrival(epoch, to.name)
         self._host_boot = to.boot
         self._set(where=to.name, nmigs=self.row.nmigs + 1, since=time.time())
         return dict(answer["result"])
+
+    async def _arrival(self, epoch: int, where: str) -> None:
+        """Wait for the new keeper's own word: it knows what it proxies.  Raises :class:`MigError` when it died before it could say it."""
+        waiting = 0
+        while not self._arrived.is_set():
+            if epoch not in self.links:
+                why = f"its keeper on {where} died right after it had arrived"
+                self._spawn(self._lost(why))
+                raise MigError(f"{self.facts.comm} ({self.pid}) is lost: {why}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), 0.1)
+            waiting += 1
+            if waiting == 100:
+                self._in_doubt(f"it arrived on {where}, which has not told so for 10 s")
 
     def _answer_hop(self, answer: dict[str, Any]) -> None:
         if self._hop is not None and not self._hop.done():
@@ -375,8 +392,6 @@ class Agent:
             case "unlock":
                 assert self.files is not None
                 await self.files.unlock()
-                if m.get("home"):
-                    self._deputy_drops_record_locks()
                 await k.send("unlocked")
             case "relock":
                 assert self.files is not None
@@ -506,7 +521,7 @@ class Agent:
                     self.deputy.close_descriptor(fd)
 
     def _deputy_drops_record_locks(self) -> None:
-        """The guest comes home and takes its record locks itself; until then its first self, the deputy, still held them."""
+        """Record locks survive exec: the file server waits for those of the original, and gets them when it closes the files."""
         if self.deputy is not None:
             for _, fd in home_locks.scan([self.pid])[1]:
                 self.deputy.close_descriptor(fd)
