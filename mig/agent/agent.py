@@ -261,7 +261,7 @@ class Agent:
         await source.settled(Outcome.ARRIVED)
         self._set(state="running")
         if self.epoch not in self.links:
-            self._spawn(self._lost(f"its keeper on {to.name} died right after it had arrived"))
+            self._tasks.spawn(self._lost(f"its keeper on {to.name} died right after it had arrived"))
         await source.close()
 
     # -- what a source needs of us ---------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ class Agent:
         while not self._arrived.is_set():
             if epoch not in self.links:
                 why = f"its keeper on {where} died right after it had arrived"
-                self._spawn(self._lost(why))
+                self._tasks.spawn(self._lost(why))
                 raise MigError(f"{self.facts.comm} ({self.pid}) is lost: {why}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), 0.1)
