@@ -38,7 +38,8 @@ def test_the_verdict(tmp_path: Path) -> None:
 
 
 def test_unfinished_moves_are_those_without_an_end(tmp_path: Path) -> None:
-    for mid, names in {"a": [j.BEGIN], "b": [j.BEGIN, j.COMMIT], "c": [j.BEGIN, j.COMMIT, j.ARRIVED], "d": [j.BEGIN, j.ROLLED_BACK]}.items():
+    moves = {"a": [j.BEGIN], "b": [j.BEGIN, j.COMMIT], "c": [j.BEGIN, j.COMMIT, j.ARRIVED], "d": [j.BEGIN, j.ROLLED_BACK]}
+    for mid, names in moves.items():
         for n in names:
             j.Journal(mid, "source", tmp_path).write(n)
     assert j.unfinished(tmp_path) == ["a", "b"]

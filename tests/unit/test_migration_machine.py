@@ -85,7 +85,7 @@ def test_only_the_destinations_own_word_allows_a_thaw_after_the_commit() -> None
 
 def test_an_event_that_has_no_place_is_an_error_that_tells_the_story() -> None:
     s = until(Step.DUMP)
-    with pytest.raises(m.InvalidTransition, match="Running.*story"):
+    with pytest.raises(m.InvalidTransition, match=r"Running.*story"):
         s.handle(m.Running())
 
 
