@@ -54,6 +54,7 @@ class Launch:
         if self.group:
             os.setpgid(0, self.group)
         hearing()
+        os.setgroups([])  # CRIU sets no groups for a process that had none, which would keep root's
         for target, fd in enumerate((self.null_fd if stdin < 0 else stdin, self.null_fd, self.stderr_fd)):
             os.dup2(fd, target)
         for fd in (self.theirs.fileno(), *pass_fds):
