@@ -417,10 +417,8 @@ class Agent:
                 await self._guest_ended(int(m["status"]))
 
     async def _keeper_gone(self, k: KeeperLink) -> None:
-        for _ in range(100):  # in a move the next cell's word may still be on its way
-            if self._over or k.epoch != self.epoch or not self._moving.locked():
-                break
-            await asyncio.sleep(0.05)
+        while not self._over and k.epoch == self.epoch and self._moving.locked() and k.epoch + 1 in self.links:
+            await asyncio.sleep(0.02)  # the next cell may run already: its keeper says so, or ends
         if self._over:
             return
         if k.epoch == self.epoch:

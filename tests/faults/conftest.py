@@ -236,7 +236,7 @@ class Background:
 
 def events(lab: LabUnderTest, job: Job, kind: str, node: str = HOME) -> list[dict[str, object]]:
     """Events of this kind about the job that a node has noted."""
-    rows = json.loads(lab.run(node, ["mosctl", "events", "--json"], check=True).stdout)
+    rows = map(json.loads, lab.run(node, ["mosctl", "events", "--json"], check=True).stdout.splitlines())
     return [r for r in rows if r.get("kind") == kind and r.get("pid") == job.pid]
 
 
