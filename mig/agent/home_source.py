@@ -77,10 +77,10 @@ class HomeSource(SourceBase):
         """Undo one step."""
         match step:
             case Step.ASK:
+                await self.stop_dumper()
                 await self.dest.abort()
                 self.agent.drop_epoch()
             case Step.CAPTURE:
-                await self.stop_dumper()
                 if self.captured:
                     if self.held is not None:
                         self.group.thaw()
@@ -106,11 +106,10 @@ class HomeSource(SourceBase):
         self.journal.write(BEGIN, pid=a.pid, start=facts.start, cgroup=str(self.group.path), to=dataclasses.asdict(self.dest.node))
         await a.open_externals(facts)
         request = await a.prepare_request(self.mid, 1, "remote")
-        await self.dest.prepare(request | {"facts": dataclasses.asdict(facts)})
+        await self.prepare(request | {"facts": dataclasses.asdict(facts)})
         await a.board.wait_for(1, [e.id for e in facts.externals])
 
     async def _capture(self) -> None:
-        await self.start_dumper()
         self.captured = True
         if self.held is None:
             self.group.create()

@@ -6,6 +6,7 @@ re-points the channels afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class HostSource(SourceBase):
             case Step.ASK:
                 await self._ask()
             case Step.CAPTURE:
-                await self.start_dumper(self.house.cell.init_pid)
+                pass  # since its arrival it is in a cgroup of its own
             case Step.PRECOPY:
                 self.bytes += (await self.carrier.precopy()).bytes
             case Step.HOLD:
@@ -67,9 +68,8 @@ class HostSource(SourceBase):
         """Undo one step."""
         match step:
             case Step.ASK:
-                await self.dest.abort()
-            case Step.CAPTURE:
                 await self.stop_dumper()
+                await self.dest.abort()
             case Step.HOLD:
                 await self.keeper.tell_agent("unhold")
             case Step.FREEZE:
@@ -90,9 +90,7 @@ class HostSource(SourceBase):
     async def _ask(self) -> None:
         then = self.keeper.facts
         now = gather(self.pid, guest=True, known_pipes=self.proxies.keys())
-        inner = {procfs.status(p).nspid[-1] for p in self.group.procs()}
-        left = sorted(inner - {*now.tree})
-        orphans = [f"process {p} has lost its parent and would be left behind: wait until it has ended" for p in left]
+        orphans = [f"process {p} has lost its parent and would be left behind: wait until it has ended" for p in self._orphans()]
         if reasons := [*now.reasons, *orphans]:
             raise CannotMove(f"{now.comm} ({now.pid}) cannot be moved", reasons=reasons)
         of_home = {e.id: e for e in then.externals}
@@ -105,7 +103,18 @@ class HostSource(SourceBase):
         )  # fmt: skip
         me = pidfd.identity(os.getpid())
         self.journal.write(BEGIN, pid=self.pid, keeper=me.pid, keeper_start=me.start, to=dataclasses.asdict(self.dest.node))
-        await self.dest.prepare(self.request | {"facts": dataclasses.asdict(self.facts)})
+        await self.prepare(self.request | {"facts": dataclasses.asdict(self.facts)}, self.house.cell.init_pid)
+
+    def _orphans(self) -> list[int]:
+        """Numbers, as the guest sees them, of processes in its cell that do not descend from it."""
+        found = set(self.group.procs())
+        strangers = found - {*procfs.tree(self.pid)}  # looked up afterwards: what is born meanwhile is nobody's stranger
+        orphans = []
+        for p in strangers:
+            with contextlib.suppress(ProcessLookupError):
+                if procfs.state(p) not in (None, "Z", "X"):
+                    orphans.append(procfs.status(p).nspid[-1])
+        return sorted(orphans)
 
     async def _dump(self) -> None:
         assert self.dumper is not None
@@ -119,7 +128,7 @@ class HostSource(SourceBase):
             held = (await self.keeper.ask_agent("locks", "locks")).get("locks", [])
             if held:
                 images.write_locks(self.img, locks.of_guest(held, self.group.procs()))
-            await self.keeper.ask_agent("unlock", "unlocked", home=self.request["mode"] == "home")
+            await self.keeper.ask_agent("unlock", "unlocked")
         else:
             await self.keeper.ask_agent("inherit", "inherited", pids=self.group.procs())
             self.flocks = home_locks.release(self.group.procs())

@@ -33,14 +33,17 @@ class Destination:
         self.sock: socket.socket | None = None
         self.ready_info: dict[str, Any] = {}
 
-    async def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ask for a cell.  Raises :class:`CannotMove` with the destination's reasons, or :class:`PeerError` when preparing failed."""
+    async def ask_for_cell(self, request: dict[str, Any]) -> None:
+        """Connect, and send the prepare message; raises :class:`MoveFailed` when the node cannot be reached."""
         try:
             self.sock = await wire.connect(self.node.addr, self.node.port, self.key)
         except (OSError, TimeoutError) as e:
             raise MoveFailed(f"{self.node.name} ({self.node.addr}) cannot be reached: {e or 'no answer'}", hint="see: mosctl status") from e
         wire.tune(self.sock, SILENCE)
         await wire.asend(self.sock, **request)
+
+    async def prepared(self) -> dict[str, Any]:
+        """Wait for the cell.  Raises :class:`CannotMove` with the destination's reasons, or :class:`PeerError` when preparing failed."""
         return await self._expect("prepared")
 
     async def _expect(self, op: str) -> dict[str, Any]:

@@ -45,6 +45,18 @@ class SourceBase:
         assert self.work is not None
         return str(self.work / "img")
 
+    async def prepare(self, request: dict[str, Any], cell_init: int | None = None) -> None:
+        """Have a cell made at the destination; what this side will need starts meanwhile.  Raises :class:`mig.errors.MigError`."""
+        await self.dest.ask_for_cell(request)
+        helper = asyncio.ensure_future(self.start_dumper(cell_init))
+        try:
+            await self.dest.prepared()
+            await helper
+        except BaseException:
+            helper.cancel()
+            await asyncio.gather(helper, return_exceptions=True)  # it ends what it has started
+            raise
+
     async def start_dumper(self, cell_init: int | None = None) -> None:
         """The dump helper stands ready, everything is imported that the freeze will need."""
         self.work = workdir.make(self.mid, "source", self.facts.rss)
