@@ -18,6 +18,7 @@ from omtools import output
 from omtools.demo import jobs, show
 from omtools.demo.estimate import Work, shared_cpu
 from omtools.demo.story import HOME, Run, Story
+from omtools.moslab import init, ready
 from omtools.moslab import lab as labs
 
 MOSLAB = Path(sys.executable).with_name("moslab")
@@ -46,12 +47,23 @@ def _demo() -> int:
     # set before anything is started: the lab divides the CPUs that it may use among its nodes
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:MAX_CPUS])
     cpus = 0.9 * len(os.sched_getaffinity(0))
+    if (load := os.getloadavg()[0]) > 0.5 * (os.cpu_count() or 1):
+        show.say()
+        show.paragraph(f"Note: this machine is busy with other work (load {load:.1f}): all lasts longer, pauses too.")
     with _directory() as directory:
         work = _prepare(directory, cpus)
         with _lab() as lab:
-            story = Story(lab, work, directory)
-            story.play()
-            good = _judge(story, cpus / NODES)
+            good = False
+            try:
+                story = Story(lab, work, directory)
+                story.play()
+                good = _judge(story, cpus / NODES)
+            except KeyboardInterrupt:
+                show.say("\nInterrupted; the lab is taken down.")
+                raise
+            finally:
+                if not good and not isinstance(sys.exception(), KeyboardInterrupt | SystemExit):
+                    _keep_logs(lab)
     show.say(f"\nThe lab is gone again.  This took {time.monotonic() - began:.0f} s.")
     return 0 if good else 1
 
@@ -70,7 +82,7 @@ def _prepare(directory: Path, cpus: float) -> list[jobs.Job]:
     show.title("First the same jobs without moves, for comparison")
     began = time.monotonic()
     work = jobs.make(directory, cpus)
-    show.say(f"  they have been sized for this machine ({time.monotonic() - began:.0f} s) and run all at once, outside of any lab:")
+    show.say(f"  sized for this machine in {time.monotonic() - began:.0f} s; now all run at once, outside of any lab:")
     jobs.run_unmoved(work, directory, lambda job: show.say(f"  {job.name:<5} {job.cpu_s:5.1f} s of CPU time"))
     return work
 
@@ -79,21 +91,34 @@ def _prepare(directory: Path, cpus: float) -> list[jobs.Job]:
 def _lab() -> Iterator[labs.Lab]:
     """The pool; it is gone afterwards, whatever happens."""
     name = f"demo-{os.getpid()}"
-    command = [str(MOSLAB), "--lab", name]
+    show.title(f"moslab --lab {name} up {NODES} --set auto=all")
     try:
-        show.title(f"moslab --lab {name} up {NODES} --set auto=all")
-        # a session of its own: Ctrl-C is for us, who then remove what has been made
-        subprocess.run([*command, "up", str(NODES), "--set", "auto=all"], check=True, start_new_session=True)
+        _moslab(name, "up", str(NODES), "--set", "auto=all")
         lab = labs.load(name)
         for node in lab.nodes:
             show.say(f"  {node.name}  {node.addr:<15}  {node.quota:.1f} CPUs, its own disk, processes and network")
         yield lab
-    except subprocess.CalledProcessError as e:
-        raise MigError(f"the lab does not work: {' '.join(map(str, e.cmd))} ended with status {e.returncode}") from e
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        subprocess.run([*command, "down"], check=True, start_new_session=True)
+        _moslab(name, "down")
+
+
+def _moslab(name: str, *words: str) -> None:
+    # a session of its own: Ctrl-C is for us, who then remove what has been made
+    status = subprocess.run([MOSLAB, "--lab", name, *words], stdin=subprocess.DEVNULL, start_new_session=True).returncode
+    if status:
+        raise MigError(f"moslab --lab {name} {' '.join(words)} ended with status {status}")
+
+
+def _keep_logs(lab: labs.Lab) -> None:
+    """Copy what the daemons, agents and keepers wrote out of the lab, for whoever looks for the fault."""
+    kept = Path(tempfile.mkdtemp(prefix="mosdemo-logs-"))
+    for node in lab.nodes:
+        root = ready.tree(lab, node)
+        shutil.copytree(root / "run/mig/log", kept / node.name)
+        shutil.copy(root / init.STATE[1:] / "omdiscd.log", kept / node.name)
+    show.say(f"The logs of all nodes are kept in {kept}")
 
 
 def _judge(story: Story, cpus: float) -> bool:
@@ -101,13 +126,13 @@ def _judge(story: Story, cpus: float) -> bool:
     alone = shared_cpu([Work(r.began, r.job.cpu_s, r.job.threads) for r in story.runs], cpus)
     wrong = {r.job.name: story.wrong(r) for r in story.runs}
     show.title("Summary")
-    show.say("        moves by             longest  same as  exit          on n1")
-    show.say("job    pool hand  ran on       pause  unmoved  status  took   alone*")
+    show.say("        moves by                    longest  same as    exit            on n1")
+    show.say("job     pool hand  ran on             pause  unmoved  status    took  alone*")
     for run, estimate in zip(story.runs, alone, strict=True):
         show.say(_row(run, estimate - run.began, same=not wrong[run.job.name]))
     last = max(r.ended for r in story.runs)
-    show.say(f"all{'':45}{last:10.0f} s {max(alone):5.0f} s")
-    show.paragraph(f"* estimated: the jobs' CPU time in the unmoved runs, shared fairly on the {cpus:.1f} CPUs that each node has")
+    show.say(f"{'all':<52}{last:>10.0f} s{max(alone):>6.0f} s")
+    show.paragraph(f"* estimated: the CPU time of the unmoved runs, shared fairly on the {cpus:.1f} CPUs of one node")
     return _verdict(story, wrong)
 
 
@@ -116,8 +141,8 @@ def _row(run: Run, estimate: float, *, same: bool) -> str:
     pause = show.duration(max((m.pause_ms for m in run.moves), default=0)) if run.moves else "-"
     path = " ".join(run.path)
     return (
-        f"{run.job.name:<5}{len(run.moves) - by_hand:>6}{by_hand:>5}  {path:<12}{pause:>6}  {'yes' if same else 'NO':<7}"
-        f"{run.status!s:>7}{run.ended - run.began:>6.0f} s {estimate:>5.0f} s"
+        f"{run.job.name:<6}{len(run.moves) - by_hand:>6}{by_hand:>5}  {path:<17}{pause:>7}  {'yes' if same else 'NO':<7}"
+        f"{run.status!s:>8}{run.ended - run.began:>6.0f} s{estimate:>6.0f} s"
     )
 
 

@@ -107,7 +107,7 @@ def make(directory: Path, cpus: float) -> list[Job]:
             f"{shlex.join(povray_argv(width, 'chess.png'))} 2> pov.err", {"chess.png": png.picture}, threads=2),
         Job("xz", f"xz, {megabytes:.0f} MB of Python's library", "xz -T1 -k pylib.tar", {"pylib.tar.xz": same}),
         *(Job(f"awk{i}", classic, f"{awk_command(rounds)} > awk{i}.out", {f"awk{i}.out": same}, later=True) for i in (1, 2)),
-        Job("prime", "a Python program: prints to the terminal, appends to a log",
+        Job("prime", "Python, prints to its terminal, appends to a log",
             f"{PYTHON} primes.py primes.log {PRIMES_LINES} {block}", {"primes.log": same}, terminal=True, later=True, status=42),
     ]  # fmt: skip
 

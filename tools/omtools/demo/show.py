@@ -45,13 +45,13 @@ def places_header(nodes: Sequence[str], home: str) -> None:
 
 
 def move(seconds: float, job: str, m: Move) -> None:
-    """A move with its pause, and whose idea it was."""
+    """A move of the balancer with its pause and its reason, or a move that failed."""
     if not m.arrived:
         say(f"{clock(seconds)} ! {job} did not go from {m.source} to {m.target}: {m.outcome}")
         paragraph(m.error or "no reason given", indent=INDENT)
         return
     say(f"{clock(seconds)} > {job} moved {m.source} -> {m.target}: it stood still for {duration(m.pause_ms)}, {size(m.size)} sent")
-    paragraph("by hand" if m.by_hand else f"by the balancer, because: {m.reason}", indent=INDENT)
+    paragraph(f"by the balancer, because: {m.reason}", indent=INDENT)
 
 
 def duration(ms: float) -> str:

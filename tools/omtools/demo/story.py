@@ -29,6 +29,8 @@ _LIMIT_S = 300.0
 """After this long the jobs are given up: something is broken."""
 _BY_HAND_AT = 0.5
 """The share of its lines after which the program at the terminal is moved by hand."""
+_PATIENCE_S = 20.0
+"""Seconds that the balancer has for the program with several threads, which openMosix could not move; then it goes by hand."""
 _STAY_S = 2.0
 """Seconds between two orders."""
 _TRIES = 5
@@ -207,18 +209,24 @@ class Story:
     # -- moves by hand ------------------------------------------------------------------------------------------------------------
 
     def _by_hand(self) -> Iterator[None]:
-        """Send the program at the terminal home and on, as a user would; yields while there is nothing to do."""
-        while self._shown_lines < _BY_HAND_AT * PRIMES_LINES and not (self.runs and not any(r.running for r in self.runs)):
+        """What a user does beside the balancer, typed in a third shell; yields while there is nothing to do."""
+        while self._now() < _LATER_S + _PATIENCE_S:
             yield
         for run in self.runs:
-            if run.job.terminal and run.running:
-                show.say(f"{show.clock(self._now())} # now by hand, in a third shell: {run.job.name} goes home and on again")
-                where = self.pool.where().get(run.pid, HOST_NAME)
-                away = next(n for n in self.nodes if n not in (HOST_NAME, where))
-                yield from self._send(run, ["home", away] if where != HOST_NAME else [away, "home"])
-            elif run.running and not run.moves:
-                show.say(f"{show.clock(self._now())} # the balancer has left {run.job.name} at home; by hand it goes too")
+            if run.job.threads > 1 and run.running and not run.moves:
+                self._announce(f"the pool has left {run.job.name} at home; it goes by hand")
                 yield from self._send(run, [self.nodes[-1]])
+        run = next(r for r in self.runs if r.job.terminal)
+        while run.running and self._shown_lines < _BY_HAND_AT * PRIMES_LINES:
+            yield
+        if run.running:
+            where = self.pool.where().get(run.pid, HOST_NAME)
+            away = next(n for n in self.nodes if n not in (HOST_NAME, where))
+            self._announce(f"{run.job.name} goes home and away again")
+            yield from self._send(run, ["home", away] if where != HOST_NAME else [away, "home"])
+
+    def _announce(self, what: str) -> None:
+        show.say(f"{show.clock(self._now())} # by hand, in a third shell: {what}")
 
     def _send(self, run: Run, places: list[str]) -> Iterator[None]:
         yield from self._type(f"mosctl lock {run.pid}")  # or the balancer would have its own opinion
@@ -257,7 +265,8 @@ class Story:
             run = next((r for r in self.runs if r.pid == m.pid), None)
             if run is not None:
                 (run.moves if m.arrived else run.failed).append(m)
-                show.move(self._now(), run.job.name, m)
+                if not (m.arrived and m.by_hand):  # migrate itself has told of those
+                    show.move(self._now(), run.job.name, m)
 
     def wrong(self, run: Run) -> list[str]:
         """What differs from the unmoved run, in words: files at home, the terminal, the exit status."""
