@@ -121,10 +121,12 @@ class Job:
         """Whether home still has its pid."""
         return self.lab.alive(HOME, self.pid)
 
-    def end(self) -> None:
-        """Kill it, by its pid at home; it is gone everywhere, and nothing is left of it."""
-        self.lab.signal(HOME, self.pid, 9)
-        self.lab.wait_for(lambda: not self.alive() and not self.copies(), what=f"it ends; {self.describe()}")
+    def end(self, *others: Job) -> None:
+        """Kill it, and others, by their pids at home; they are gone everywhere, and nothing is left of them."""
+        for job in (self, *others):
+            self.lab.signal(HOME, job.pid, 9)
+        for job in (self, *others):
+            self.lab.wait_for(lambda job=job: not job.alive() and not job.copies(), what=f"it ends; {job.describe()}")
         nothing_left(self.lab)
 
 
