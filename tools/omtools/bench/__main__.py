@@ -20,6 +20,7 @@ from typing import Any
 from mig.errors import MigError, NotPermitted
 from omtools.bench import lab, machine, peers, starts, table, target
 from omtools.bench.samples import PEERS, RUNC, Sample, rows
+from omtools.moslab import lab as labs
 
 OUT = Path(__file__).parents[3] / "out"
 FULL = {4: 7, 64: 7, 1024: 3}
@@ -30,8 +31,8 @@ QUICK = {4: 1}
 class Peers:
     """The process that measures CRIU and runc."""
 
-    def __init__(self, program: Path) -> None:
-        self._process = subprocess.Popen(peers.command(program), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, program: Path, nodes: labs.Lab) -> None:
+        self._process = subprocess.Popen(peers.command(program, nodes.name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def measure(self, peer: str, mib: int, number: int) -> Sample:
         """One run; raises :class:`MigError`."""
@@ -77,7 +78,7 @@ def measure_moves(plan: dict[int, int], samples: list[Sample], failures: list[st
         program = target.build(scratch)
         # nodes without a quota: the peers have none either
         nodes = stack.enter_context(lab.up("--cpus", str(cores)))
-        others = Peers(program)
+        others = Peers(program, nodes)
         stack.callback(others.close)
         there = [p for p in PEERS if p != RUNC or machine.describe()["runc"]]
         if RUNC not in there:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mig.errors import MigError
 from mig.kernel import procfs
+from mig.kernel.cgroup import Cgroup
 from omtools.bench.samples import HERE_TO_N2, HOME, ONWARD, Sample
 from omtools.bench.target import START, Diary
 from omtools.client import Client
@@ -41,6 +42,15 @@ def up(*args: str) -> Iterator[labs.Lab]:
         yield labs.load(name)
     finally:
         power.down(labs.Lab(name))
+        _remove_groups(name)
+
+
+def _remove_groups(name: str) -> None:
+    """A container in a node's cpu group has groups of that path in all v1 hierarchies; runc removes only the last directory of each."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split(" ")
+        if kind == "cgroup" and (group := Cgroup(f"{where}/moslab-{name}")).exists():
+            group.remove()
 
 
 class Guest:

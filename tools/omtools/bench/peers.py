@@ -1,8 +1,9 @@
-"""``python -m omtools.bench.peers PROGRAM``: what else there is, measured the same way: CRIU by itself, and runc, which calls it.
+"""``python -m omtools.bench.peers PROGRAM LAB``: what else there is, measured the same way: CRIU by itself, and runc, which calls it.
 
 Each line read is a JSON map ``{"peer", "mib"}``, each line written the answer.  It is to be started as pid 1 of a pid and mount
 namespace of its own (:func:`command`): there /run is a tmpfs, as on any ordinary machine and in our nodes (CRIU keeps what it learned of
-the kernel there; without it each start costs 20-50 ms more), images lie in memory as ours do, and with pid 1 all of it is gone.
+the kernel there; without it each start costs 20-50 ms more), images lie in memory as ours do, and with pid 1 all of it is gone.  It joins
+the cgroups of the lab's first node, so that on a busy machine it gets the same share of the CPU as our helpers.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from mig.kernel import libc
 from omtools.bench import tcp
 from omtools.bench.samples import CRIU, RUNC
 from omtools.bench.target import Diary
+from omtools.moslab import lab as labs
+from omtools.moslab import limits
 
 WORK = Path("/run/mig-bench")
 _NAME = "mig-bench"
 
 
-def command(program: Path) -> list[str]:
+def command(program: Path, lab: str) -> list[str]:
     """How to start this module; everything in it dies with the first process."""
-    inside = [sys.executable, "-m", "omtools.bench.peers", str(program)]
+    inside = [sys.executable, "-m", "omtools.bench.peers", str(program), lab]
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *inside]
 
 
@@ -120,9 +123,15 @@ def _write_bundle(bundle: Path, argv: list[str]) -> None:
     config["root"]["readonly"] = False
     # with a network namespace of its own CRIU wants iptables, which need not be there
     config["linux"]["namespaces"] = [n for n in config["linux"]["namespaces"] if n["type"] not in ("network", "cgroup")]
-    config["linux"]["cgroupsPath"] = f"/{_NAME}-{os.getppid() or os.getpid()}"
+    config["linux"]["cgroupsPath"] = f"{_own_group()}/{_NAME}"
     config["mounts"] = [m for m in config["mounts"] if m["type"] not in ("cgroup", "sysfs")]
     path.write_text(json.dumps(config))
+
+
+def _own_group() -> str:
+    """This process's cgroup of the hierarchy that has the cpu controller, as a path in it."""
+    groups = {f[1]: f[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if (f := line.split(":", 2))}
+    return next((path for names, path in groups.items() if "cpu" in names.split(",")), groups.get("", ""))
 
 
 def _end_all() -> None:
@@ -154,6 +163,8 @@ def measure(program: Path, peer: str, mib: int) -> dict[str, Any]:
 def main() -> None:
     """Serve until the input ends."""
     program = Path(sys.argv[1])
+    lab = labs.load(sys.argv[2])
+    limits.join_node(lab, lab.node("n1"))
     libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
     libc.mount("tmpfs", "/run", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "mode=755,size=100%")
     tools = Path("/run/bin")
