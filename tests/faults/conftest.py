@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from omtools.moslab import power
 
 from tests.cluster.conftest import LabUnderTest, lab, own_lab, shared_lab
 from tests.guests.build import Guests, build
@@ -58,7 +59,15 @@ class Job:
     def goes_on(self, timeout: float = 10) -> None:
         """It writes more lines."""
         n = self.lines()
-        self.lab.wait_for(lambda: self.lines() > n + 3, timeout, f"it goes on; {self.describe()}")
+        self.until(lambda: self.lines() > n + 3, "it goes on", timeout)
+
+    def until(self, condition: Callable[[], object], what: str, timeout: float = 20) -> None:
+        """Poll until the condition is true; a failure tells all about the job."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout:g} s: {what}; {self.describe()}")
+            time.sleep(0.02)
 
     # -- where it is
 
@@ -93,7 +102,7 @@ class Job:
     def runs_once(self, where: str) -> None:
         """One copy, on ``where``, and it runs; no other, not even a frozen one.  What it has written is whole."""
         self.goes_on()
-        self.lab.wait_for(lambda: list(self.copies().values()) == [where], 5, f"one copy on {where}; {self.describe()}")
+        self.until(lambda: list(self.copies().values()) == [where], f"one copy, on {where}", 5)
         assert self.running() == [where], self.describe()
         self.check_lines()
 
@@ -101,6 +110,8 @@ class Job:
         """For a failing test."""
         parts = [f"copies {self.copies()}, {self.lines()} lines"]
         for n in self.lab.lab.nodes:
+            if not power.is_on(self.lab.lab, n):
+                continue
             logs = f"tail -n 12 /run/mig/log/*-{self.pid}.log"
             r = self.lab.run(n.name, f"ls /run/mig/journal /run/mig/agents /run/mig/keepers; {logs}; mosps -a")
             parts.append(f"{n.name}:\n{r.stdout}{r.stderr}")
@@ -121,12 +132,16 @@ class Job:
         """Whether home still has its pid."""
         return self.lab.alive(HOME, self.pid)
 
+    def gone(self) -> bool:
+        """Whether it has ended, at home and everywhere."""
+        return not self.alive() and not self.copies()
+
     def end(self, *others: Job) -> None:
         """Kill it, and others, by their pids at home; they are gone everywhere, and nothing is left of them."""
         for job in (self, *others):
             self.lab.signal(HOME, job.pid, 9)
         for job in (self, *others):
-            self.lab.wait_for(lambda job=job: not job.alive() and not job.copies(), what=f"it ends; {job.describe()}")
+            job.until(job.gone, "it ends")
         nothing_left(self.lab)
 
 

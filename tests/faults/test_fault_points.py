@@ -92,7 +92,7 @@ def test_death_of_the_keeper_that_sends(lab: LabUnderTest, job: Job, faults: Fau
 
 def is_lost(lab: LabUnderTest, job: Job) -> None:
     """The end of a guest whose host is gone."""
-    lab.wait_for(lambda: not job.alive() and not job.copies(), 20, f"home's process ends; {job.describe()}")
+    job.until(job.gone, "home's process ends")
     assert len(events(lab, job, "lost")) == 1
     job.check_lines()
     nothing_left(lab)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from omtools.moslab import enter
@@ -76,9 +76,17 @@ class Breakdown:
 
 
 @pytest.fixture
-def breakdown(faults: Faults, start: Callable[..., Job]) -> Callable[[str, str], Breakdown]:
-    """Make one."""
-    return lambda source, destination: Breakdown(faults, start, source, destination)
+def breakdown(faults: Faults, start: Callable[..., Job]) -> Iterator[Callable[[str, str], Breakdown]]:
+    """Make one; it is closed after the test."""
+    made = []
+
+    def make(source: str, destination: str) -> Breakdown:
+        made.append(Breakdown(faults, start, source, destination))
+        return made[-1]
+
+    yield make
+    for b in made:
+        b.close()
 
 
 @pytest.mark.parametrize(("source", "destination"), [("n1", "n2"), ("n2", "n3")])
@@ -133,7 +141,7 @@ def test_cut_from_home_in_a_later_move(lab: LabUnderTest, job: Job, faults: Faul
     faults.wait("n3", "at_barrier")
     lab.cut(HOME)
     faults.clear("n3", "at_barrier")
-    lab.wait_for(lambda: list(job.copies().values()) == ["n3"], what=f"it arrives; {job.describe()}")
+    job.until(lambda: list(job.copies().values()) == ["n3"], "it arrives")
     time.sleep(3)
     lab.heal(HOME)
     r = move.wait()
@@ -179,7 +187,7 @@ def test_power_loss_of_the_destination(lab: LabUnderTest, breakdown: Callable[..
     b.close()
     shell.expect(r"status=(\d+)\r\n", timeout=20)
     assert int(shell.match[1]) == 128 + 9
-    lab.wait_for(lambda: not hosted.alive(), what=f"home's process of a lost guest ends; {hosted.describe()}")
+    hosted.until(hosted.gone, "home's process of a lost guest ends")
     assert len(events(lab, hosted, "lost")) == 1
     hosted.check_lines()
     hosted.end(*b.jobs.values())
