@@ -397,6 +397,8 @@ class Agent:
                 assert self.files is not None
                 await self.files.relock()
                 await k.send("relocked")
+            case "clocks?":
+                await k.send("clocks", monotonic=time.monotonic_ns(), boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
             case "busy?":
                 await k.send("busy", busy=self.externals.busy())
             case "expire":

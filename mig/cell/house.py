@@ -18,9 +18,19 @@ class House:
     """One prepared cell; ``took_ms`` for all of it.  In mode ``remote`` home's files are mounted at ``work/root``, seen by nobody else."""
 
     def __init__(
-        self, mid: str, mode: str, facts: ProcessFacts, work: Path, files: tuple[str, int, bytes] | None, proxies: Proxies
+        self,
+        mid: str,
+        mode: str,
+        facts: ProcessFacts,
+        work: Path,
+        files: tuple[str, int, bytes] | None,
+        proxies: Proxies,
+        clocks: tuple[int, int],
     ) -> None:
-        """Blocking.  ``files``: address, port and token of home's file server (mode ``remote``).  Raises :class:`mig.errors.MigError`."""
+        """Blocking.  ``files``: address, port and token of home's file server (mode ``remote``); ``clocks``: as in :class:`CellSpec`.
+
+        Raises :class:`mig.errors.MigError`.
+        """
         began = time.monotonic()
         self.root = ""
         self.files: mount.FuseMount | None = None
@@ -32,7 +42,7 @@ class House:
             self.files = mount.FuseMount(root, *mount.connect(*files))
         spec = CellSpec(
             mode="home" if mode == "home" else "remote", root=self.root, work=work, img_fd=self.img_fd,
-            cgroup=cgroup.root() / f"mig-cell-{mid}", facts=facts, externals=proxies.given(),
+            cgroup=cgroup.root() / f"mig-cell-{mid}", facts=facts, externals=proxies.given(), clocks=clocks,
         )  # fmt: skip
         try:
             self.cell = Cell.start(spec)

@@ -54,6 +54,8 @@ def _middle(spec: CellSpec, own: Cgroup, guest: Cgroup, control: socket.socket, 
         os.chdir("/")  # pivot_root moves only those that stand at the old root
         remote = libc.CLONE_NEWUTS | libc.CLONE_NEWIPC if spec.mode == "remote" else 0
         libc.unshare(libc.CLONE_NEWNS | libc.CLONE_NEWPID | remote)
+        if spec.mode == "remote":
+            _home_time(spec.clocks)
         alive, never = os.pipe()
         pid = os.fork()
         if pid:
@@ -74,6 +76,15 @@ def _middle(spec: CellSpec, own: Cgroup, guest: Cgroup, control: socket.socket, 
         Init(spec, guest.path, control, desk).run()
     except Exception as e:
         report(control, step, e)
+
+
+def _home_time(ahead: tuple[int, int]) -> None:
+    """Monotonic and boot clock of what is forked from now on are home's; a kernel without time namespaces goes on with its own."""
+    offsets = Path("/proc/self/timens_offsets")
+    if offsets.exists():
+        libc.unshare(libc.CLONE_NEWTIME)
+        lines = [f"{clock} {ns // 10**9} {ns % 10**9}\n" for clock, ns in zip(("monotonic", "boottime"), ahead, strict=True)]
+        offsets.write_text("".join(lines))
 
 
 def _close_others(spec: CellSpec, control: socket.socket, desk: socket.socket) -> None:

@@ -67,6 +67,7 @@ class Keeper:
         self.proxies = Proxies(self.facts.externals, self.mode)
         self.guest: Guest | None = None
         self.over = asyncio.Event()
+        self._clocks = (0, 0)
         self._agent_lock = asyncio.Lock()
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._tasks = Tasks()
@@ -90,7 +91,7 @@ class Keeper:
         asyncio.run(self._connect_home())
         server = self.request["files"]
         files = (str(server[0]), int(server[1]), bytes(self.request["token"])) if self.mode == "remote" else None
-        self.house = House(self.mid, self.mode, self.facts, self.work, files, self.proxies)
+        self.house = House(self.mid, self.mode, self.facts, self.work, files, self.proxies, self._clocks)
 
     async def _connect_home(self) -> None:
         """Connect to the agent: one link, and one connection for each external."""
@@ -98,12 +99,27 @@ class Keeper:
         addr, port = str(self.request["agent"][0]), int(self.request["agent"][1])
         try:
             self.agent = await self._connect_agent(addr, port, kind="keeper")
+            self._clocks = await self._compare_clocks()
             for e in self.facts.externals:
                 self.proxies.connected(e, await self._connect_agent(addr, port, kind="channel", id=e.id))
             self.proxies.take_real_ends(int(self.request["agent_pid"]), {int(k): int(v) for k, v in self.request["agent_fds"].items()})
         except (OSError, EOFError, TimeoutError) as e:
             why = f"{self.node.name} cannot reach the home agent at {addr}: {e}"
             raise MigError(why, hint="is the network between the nodes cut one way?") from e
+
+    async def _compare_clocks(self) -> tuple[int, int]:
+        """Nanoseconds by which home's monotonic and boot clocks are ahead of ours; of some answers the quickest is the most exact."""
+        assert self.agent is not None
+        best, found = 1 << 62, (0, 0)
+        for _ in range(5):
+            sent = time.monotonic_ns()
+            await wire.asend(self.agent, op="clocks?")
+            m = await asyncio.wait_for(wire.arecv(self.agent), 10)
+            took = time.monotonic_ns() - sent
+            if took < best:
+                now = (time.monotonic_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+                best, found = took, (int(m["monotonic"]) + took // 2 - now[0], int(m["boottime"]) + took // 2 - now[1])
+        return found
 
     async def _connect_agent(self, addr: str, port: int, **hello: Any) -> socket.socket:
         s = await wire.connect(addr, port, self.key)

@@ -44,6 +44,7 @@ class CellSpec:
     ``root``: where home's files are mounted (a mount point in the caller's mount namespace, with the mount points ``/.cell`` and
     ``/run/criu.kdat`` in it); unused in mode ``home``, where the cell sees this node's own tree.  ``work``: a directory of this cell's
     own on this node.  ``img_fd``: the image directory.  ``cgroup``: a cgroup-v2 directory, made here and removed by ``kill``.
+    ``clocks``: nanoseconds by which home's CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of this node's (mode ``remote``).
     """
 
     mode: Mode
@@ -53,6 +54,7 @@ class CellSpec:
     cgroup: Path
     facts: ProcessFacts
     externals: list[Given] = field(default_factory=list)
+    clocks: tuple[int, int] = (0, 0)
     criu_dir: Path = field(default_factory=lambda: paths.libexec() / "criu")
 
     @property

@@ -16,12 +16,14 @@ from mig.criu.session import Worker
 from mig.errors import MigError
 from mig.kernel import libc, procfs
 
-_NAMESPACES = ("ipc", "uts", "pid", "mnt")
+_NAMESPACES = ("ipc", "uts", "pid", "time_for_children", "mnt")
+_CLOCKS = "timens-0.img"
 
 
 def _enter(cell_init: int) -> None:
     """Into a cell's namespaces; returns in a child that is really inside its pid namespace, never in the caller."""
-    held = [os.open(f"/proc/{cell_init}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in _NAMESPACES]
+    there = [path for name in _NAMESPACES if os.path.exists(path := f"/proc/{cell_init}/ns/{name}")]
+    held = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in there]
     for fd in held:
         libc.setns(fd)
         os.close(fd)
@@ -50,6 +52,8 @@ def _dump(worker: Worker, img_fd: int, m: wire.Message) -> dict[str, Any]:
     began = time.perf_counter()
     worker.call(options.dump(m["pid"], img_fd, m["freeze_cgroup"], _external(m["pid"])))
     took = (time.perf_counter() - began) * 1e3
+    if os.path.exists(f"/proc/self/fd/{img_fd}/{_CLOCKS}"):
+        os.unlink(_CLOCKS, dir_fd=img_fd)  # CRIU would start the clocks where they stood at the dump; the cell has home's
     with os.scandir(img_fd) as found:
         pages = sum(e.stat().st_size for e in found if e.name.startswith("pages-"))
     return {"ms": {"criu": round(took, 2)}, "pages_bytes": pages}
