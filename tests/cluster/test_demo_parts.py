@@ -7,7 +7,6 @@ import zlib
 from pathlib import Path
 
 import pytest
-
 from omtools.demo import png
 from omtools.demo.estimate import Work, shared_cpu
 from omtools.demo.jobs import Job, differences, same

@@ -47,9 +47,10 @@ def _demo() -> int:
     # set before anything is started: the lab divides the CPUs that it may use among its nodes
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:MAX_CPUS])
     cpus = 0.9 * len(os.sched_getaffinity(0))
-    if (load := os.getloadavg()[0]) > 0.5 * (os.cpu_count() or 1):
+    busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
+    if busy:
         show.say()
-        show.paragraph(f"Note: this machine is busy with other work (load {load:.1f}): all lasts longer, pauses too.")
+        show.paragraph(f"Note: this machine is busy with other work (load {os.getloadavg()[0]:.1f}): all lasts longer, pauses too.")
     with _directory() as directory:
         work = _prepare(directory, cpus)
         with _lab() as lab:
@@ -57,7 +58,7 @@ def _demo() -> int:
             try:
                 story = Story(lab, work, directory)
                 story.play()
-                good = _judge(story, cpus / NODES)
+                good = _judge(story, cpus / NODES, busy)
             except KeyboardInterrupt:
                 show.say("\nInterrupted; the lab is taken down.")
                 raise
@@ -121,7 +122,7 @@ def _keep_logs(lab: labs.Lab) -> None:
     show.say(f"The logs of all nodes are kept in {kept}")
 
 
-def _judge(story: Story, cpus: float) -> bool:
+def _judge(story: Story, cpus: float, busy: bool) -> bool:
     """The summary; True if nothing differs and the balancer has moved something."""
     alone = shared_cpu([Work(r.began, r.job.cpu_s, r.job.threads) for r in story.runs], cpus)
     wrong = {r.job.name: story.wrong(r) for r in story.runs}
@@ -133,6 +134,8 @@ def _judge(story: Story, cpus: float) -> bool:
     last = max(r.ended for r in story.runs)
     show.say(f"{'all':<52}{last:>10.0f} s{max(alone):>6.0f} s")
     show.paragraph(f"* estimated: the CPU time of the unmoved runs, shared fairly on the {cpus:.1f} CPUs of one node")
+    if busy:
+        show.paragraph("  The machine's other work has slowed the jobs down; the estimate knows nothing of it.")
     return _verdict(story, wrong)
 
 
@@ -155,12 +158,16 @@ def _verdict(story: Story, wrong: dict[str, list[str]]) -> bool:
             show.say(f"WRONG: {name}: {text}")
     for run in story.runs:
         for m in run.failed:
-            show.say(f"note: a move of {run.job.name} to {m.target} was given up; it ran on where it was")
+            show.say(f"note: a move of {run.job.name} to {m.target} did not succeed ({m.outcome}), see above")
     if strays := story.strays():
         show.say(f"WRONG: {HOME} exists on {', '.join(strays)}, which never had these files")
     if not by_pool:
         show.say("WRONG: the balancer has moved nothing")
-    good = by_pool > 0 and not strays and not any(wrong.values())
+    ordered = any(m.by_hand for r in story.runs for m in (*r.moves, *r.failed))
+    obeyed = any(m.by_hand for m in moves) or not ordered
+    if not obeyed:
+        show.say("WRONG: no move by hand succeeded")
+    good = by_pool > 0 and obeyed and not strays and not any(wrong.values())
     if good:
         show.paragraph(
             f"The picture, the archive, the log, all output and every exit status are the same as without moves. {by_pool} moves were the "

@@ -112,8 +112,8 @@ def make(directory: Path, cpus: float) -> list[Job]:
     ]  # fmt: skip
 
 
-AWK_S, POVRAY_S, XZ_S, PRIMES_S = 5.5, 7.5, 5.5, 9.0
-"""CPU seconds that the jobs take for each CPU of the pool: together half a minute and a bit, if all CPUs were busy all the time."""
+AWK_S, POVRAY_S, XZ_S, PRIMES_S = 5.5, 7.0, 5.0, 7.5
+"""CPU seconds that the jobs take for each CPU of the pool: together half a minute, if all CPUs were busy all the time."""
 
 
 def run_unmoved(jobs: Sequence[Job], directory: Path, ended: Callable[[Job], None]) -> None:

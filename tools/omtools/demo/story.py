@@ -214,7 +214,7 @@ class Story:
             yield
         for run in self.runs:
             if run.job.threads > 1 and run.running and not run.moves:
-                self._announce(f"the pool has left {run.job.name} at home; it goes by hand")
+                self._announce(f"{run.job.name}, still at home, goes to {self.nodes[-1]}")
                 yield from self._send(run, [self.nodes[-1]])
         run = next(r for r in self.runs if r.job.terminal)
         while run.running and self._shown_lines < _BY_HAND_AT * PRIMES_LINES:
@@ -233,7 +233,7 @@ class Story:
         for to in places:
             for _ in range(_TRIES):
                 said = yield from self._type(f"migrate {run.pid} {to}")
-                if "moved" in said or not run.running:
+                if " moved from " in said or not run.running:
                     break
                 yield from self._pause()  # the balancer may be moving it at this moment
             yield from self._pause()
