@@ -18,8 +18,10 @@ GRACE = 30.0
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
     p = output.parser("migrate", "Move a running process to another node of the pool; it goes on there and does not notice.")
-    p.add_argument("pid", metavar="PID", type=int, help="a process of this machine, or a guest from here that runs elsewhere")
-    p.add_argument("to", metavar="{NODE|home|balance}", help="a node's name; home: back here; balance: where it runs best")
+    p.add_argument(
+        "pid", metavar="PID", type=output.process_number, help="a process of this machine, or a guest from here that runs elsewhere"
+    )
+    p.add_argument("to", metavar="{NODE|home|balance}", help="a node's name, id or address; home: back here; balance: where it runs best")
     p.add_argument("--dry-run", action="store_true", help="say what would be done, and every reason against it; touch nothing")
     p.add_argument("--json", action="store_true", help="print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON")
     p.add_argument("--timeout", metavar="S", type=float, help="give up, and roll back, after so many seconds")

@@ -13,6 +13,10 @@ from omtools import output
 if TYPE_CHECKING:
     import argparse
 
+EXIT_CODES = """exit status:
+  0 done   1 the answer of isup or doctor is no   2 bad input   3 cannot be done, every reason is listed   6 not permitted
+  7 no omdiscd answers on this machine"""
+
 STATUS_KEYS = ("id", "name", "addr", "state", "speed", "cpus", "load", "mem_total", "mem_free", "guests", "accepting", "age_s", "version")
 
 STATUS_COLUMNS: tuple[output.Column, ...] = (
@@ -35,7 +39,7 @@ Verb = Callable[["argparse.Namespace"], int]
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    p = output.parser("mosctl", "Look at the pool and steer this node.")
+    p = output.parser("mosctl", "Look at the pool and steer this node.", EXIT_CODES)
     verbs = p.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, run: Verb, text: str, *arguments: tuple[str, dict[str, Any]]) -> None:
@@ -45,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         v.add_argument("--json", action="store_true", help="print JSON")
         v.set_defaults(run=run)
 
-    node = ("node", {"metavar": "NODE", "nargs": "?", "help": "a node's name, id or address; without: this node, or all"})
-    pid = ("pid", {"metavar": "PID", "type": int, "help": "a process of this machine"})
-    verb("status", _status, "show every node of the pool, or one", node)
+    node = ("node", {"metavar": "NODE", "nargs": "?", "help": "a node's name, id or address (default: this node)"})
+    one = ("node", {"metavar": "NODE", "nargs": "?", "help": "a node's name, id or address (default: all nodes)"})
+    pid = ("pid", {"metavar": "PID", "type": output.process_number, "help": "a process of this machine"})
+    verb("status", _status, "show every node of the pool, or one", one)
     verb("whois", _whois, "tell id, name and address of a node", node)
     verb("isup", _isup, "tell whether a node is up: prints yes or no; exit status 0 or 1", node)
     verb("getload", _getload, "print a node's load, in processes per standard CPU", node)

@@ -6,6 +6,9 @@ from typing import Any
 
 from omtools import output
 
+EXIT_CODES = """exit status:
+  0 done   2 wrong usage   7 no omdiscd answers on this machine"""
+
 JSON_KEYS = ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
 
 COLUMNS: tuple[output.Column, ...] = (
@@ -25,7 +28,9 @@ COLUMNS: tuple[output.Column, ...] = (
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    p = output.parser("mosps", "Show the processes of the pool that this node knows: its own jobs and guests, and guests from elsewhere.")
+    p = output.parser(
+        "mosps", "Show the processes of the pool that this node knows: its own jobs and guests, and guests from elsewhere.", EXIT_CODES
+    )
     p.add_argument("-a", "--all", action="store_true", help="those of all users (root sees them anyway)")
     p.add_argument("--json", action="store_true", help=f"print a list of objects: {', '.join(JSON_KEYS)}")
     a = p.parse_args(argv)

@@ -20,17 +20,26 @@ Column = tuple[str, str, Callable[[dict[str, Any]], str]]
 """Header, alignment (``<`` or ``>``), and the text of a row."""
 
 
-def parser(prog: str, description: str, **options: Any) -> argparse.ArgumentParser:
-    """An argument parser with --version and the table of exit codes; wrong usage exits with 2."""
+def parser(prog: str, description: str, status: str = EXIT_CODES) -> argparse.ArgumentParser:
+    """An argument parser with --version and, as the end of its help, what the exit status means; wrong usage exits with 2."""
     import argparse
 
     from mig import __version__
 
-    p = argparse.ArgumentParser(
-        prog=prog, description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter, **options
-    )
+    p = argparse.ArgumentParser(prog=prog, description=description, epilog=status, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--version", action="version", version=f"{prog} {__version__}")
     return p
+
+
+def process_number(text: str) -> int:
+    """The type of a PID on the command line; 0 and less are left to the tool, which says it in JSON too."""
+    import argparse
+
+    try:
+        return int(text)
+    except ValueError:
+        job = f"; for a job of the shell: $(jobs -p {text})" if text.startswith("%") else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a process{job}") from None
 
 
 def run(tool: Callable[[], int], prog: str, *, json: bool = False) -> int:
