@@ -152,18 +152,21 @@ def test_what_exists_only_at_home(lab: Any) -> None:
 
 
 def test_other_programs(lab: Any) -> None:
-    lab.run("n1", "printf '#!/bin/sh\\necho script of home $1\\n' > /usr/local/bin/only-home; chmod 755 /usr/local/bin/only-home", check=True)
+    script = "/usr/local/bin/only-home"
+    lab.run("n1", f"printf '#!/bin/sh\\necho script of home $1\\n' > {script}; chmod 755 {script}", check=True)
     with servant(lab, cwd="/tmp") as s:
         for to in go_round(s):
             assert s.ask("subprocess.run(['only-home', 'x'], capture_output=True, text=True).stdout") == "script of home x\n", to
-            assert s.ask("subprocess.run('hostname; pwd; id -u; exit 3', shell=True, capture_output=True, text=True).stdout") == "n1\n/tmp\n0\n"
+            line = "hostname; pwd; id -u; exit 3"
+            assert s.ask(f"subprocess.run('{line}', shell=True, capture_output=True, text=True).stdout") == "n1\n/tmp\n0\n"
             assert s.ask("subprocess.run('kill -9 $$', shell=True).returncode") == -9
 
 
 def test_directories_and_empty_descriptors(lab: Any) -> None:
     lab.run("n1", "rm -rf /tmp/many; mkdir /tmp/many; cd /tmp/many; touch $(seq 1 300)", check=True)
     with servant(lab) as s:
-        s.do("d = os.open('/tmp/many', os.O_RDONLY | os.O_DIRECTORY); p = os.open('/tmp/many/1', os.O_PATH); n = os.open('/dev/null', os.O_RDWR)")
+        s.do("d = os.open('/tmp/many', os.O_RDONLY | os.O_DIRECTORY); p = os.open('/tmp/many/1', os.O_PATH)")
+        s.do("n = os.open('/dev/null', os.O_RDWR)")
         s.do("z = os.open('/dev/zero', os.O_RDONLY); u = os.open('/dev/urandom', os.O_RDONLY)")
         for to in go_round(s):
             assert s.ask("len(os.listdir(d))") == 300, to

@@ -56,7 +56,8 @@ def test_supplementary_groups(lab: Any) -> None:
 def test_signals_to_the_pid_at_home(lab: Any, to: str) -> None:
     with servant(lab) as s:
         s.do("got = []; f = lambda n, _: got.append(int(n))")
-        s.do("for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGCONT, signal.SIGRTMIN + 3): signal.signal(n, f)")
+        s.do("caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGCONT, signal.SIGRTMIN + 3)")
+        s.do("for n in caught: signal.signal(n, f)")
         s.move("n2")
         if to == "home":
             s.move(to)
