@@ -222,8 +222,9 @@ class Story:
         if run.running:
             where = self.pool.where().get(run.pid, HOST_NAME)
             away = next(n for n in self.nodes if n not in (HOST_NAME, where))
-            self._announce(f"{run.job.name} goes home and away again")
-            yield from self._send(run, ["home", away] if where != HOST_NAME else [away, "home"])
+            order = ["home", away] if where != HOST_NAME else [away, "home"]
+            self._announce(f"migrate {run.job.name}: {order[0]}, then {order[1]}")
+            yield from self._send(run, order)
 
     def _announce(self, what: str) -> None:
         show.say(f"{show.clock(self._now())} # by hand, in a third shell: {what}")
