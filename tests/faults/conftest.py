@@ -154,23 +154,34 @@ def _switches(pid: int) -> int:
     return int(m[1]) if m else -1
 
 
-_LEFT = """
-ls -d /run/mig/agents/* /run/mig/keepers/* /run/mig/work/* /run/mig/conversions/* /run/mig/journal/*
-for r in $(awk '$3 == "cgroup2" { print $2 }' /proc/mounts); do find $r -name 'mig-*' -type d; done
-awk '$3 ~ /^fuse(\\.|$)/ || $2 ~ /^\\/run\\/mig\\//' /proc/mounts
-for p in /proc/[0-9]*; do
-    a=$(tr '\\0' ' ' < $p/cmdline)
-    case "$a" in *-m\\ mig.*|*\\ swrk\\ *) echo $p $a;; esac
-done
-"""
+_DIRECTORIES = ("agents", "keepers", "work", "conversions", "journal")
 
 
 def left(lab: LabUnderTest) -> list[str]:
     """Everything of moves and guests that is on the lab's nodes now: sockets, journals, images, cgroups, mounts, helpers."""
-    out = []
+    out = [str(d) for d, _, _ in os.walk(lab.lab.cgroup.path) if os.path.basename(d).startswith("mig-")]
+    networks = {}
     for n in lab.lab.nodes:
-        out += [f"{n.name}: {line}" for line in lab.run(n.name, f"({_LEFT}) 2>/dev/null").stdout.splitlines()]
+        if not power.is_on(lab.lab, n):
+            continue
+        root = lab.path(n.name, "/")
+        networks[os.readlink(root.parent / "ns/net")] = n.name
+        for d in _DIRECTORIES:
+            out += [f"{n.name}: {d}/{f}" for f in _names(root / "run/mig" / d)]
+        mounts = [line.split() for line in (root.parent / "mounts").read_text().splitlines()]
+        out += [f"{n.name}: {m[2]} at {m[1]}" for m in mounts if m[2].split(".")[0] == "fuse" or m[1].startswith("/run/mig/")]
+    for p in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            command = Path(f"/proc/{p}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if (" -m mig." in command or " swrk " in command) and (net := os.readlink(f"/proc/{p}/ns/net")) in networks:
+                out.append(f"{networks[net]}: {command}")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended just now
     return out
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory)) if directory.is_dir() else []
 
 
 def nothing_left(lab: LabUnderTest, timeout: float = 10) -> None:
