@@ -23,6 +23,7 @@ from omtools.moslab import lab as labs
 
 _ROUTE = ((HERE_TO_N2, "n2"), (ONWARD, "n3"), (HOME, "home"))
 _STANDS_STILL = "freeze"
+_LOG_LINES = 8
 
 
 def moslab(name: str, *args: str) -> None:
@@ -105,4 +106,17 @@ class Guest:
 def journey(lab: labs.Lab, program: Path, mib: int, number: int) -> list[Sample]:
     """A new process goes from home to n2, to n3 and home again."""
     with Guest(lab, program, mib) as guest:
-        return [guest.move(what, to, number) for what, to in _ROUTE]
+        try:
+            return [guest.move(what, to, number) for what, to in _ROUTE]
+        except MigError as e:
+            e.reasons = [*e.reasons, *_last_words(lab)]
+            raise
+
+
+def _last_words(lab: labs.Lab) -> list[str]:
+    """The ends of the logs of all agents and keepers, the newest log of each node."""
+    words = []
+    for node in lab.nodes:
+        logs = sorted((ready.tree(lab, node) / "run/mig/log").glob("*.log"), key=lambda p: p.stat().st_mtime)
+        words += [f"{node.name}: {line}" for p in logs[-1:] for line in p.read_text(errors="replace").splitlines()[-_LOG_LINES:]]
+    return words
