@@ -30,6 +30,8 @@ OLDEST = 1
 MAX_FRAME = 4 << 20
 """Bytes of one message; bulk data (images, pipe contents) travels as raw streams announced by a message."""
 MAGIC = b"mig1"
+PATIENCE = 10.0
+"""Seconds for a connection and its proof: milliseconds as a rule, but nodes are busy, which is our normal case."""
 Message = dict[str, Any]
 
 
@@ -143,7 +145,7 @@ def _proof(key: bytes, role: bytes, mine: bytes, theirs: bytes) -> bytes:
     return hmac.new(key, MAGIC + role + mine + theirs, hashlib.sha256).digest()
 
 
-async def prove(s: socket.socket, key: bytes, *, server: bool, timeout: float = 5.0) -> None:
+async def prove(s: socket.socket, key: bytes, *, server: bool, timeout: float = PATIENCE) -> None:
     """Mutual proof of the cluster key on a fresh connection; raises :class:`WireError` when the peer has another key.
 
     Client and server bind the proof to their role, so a reflected proof does not pass.
@@ -174,7 +176,7 @@ async def prove(s: socket.socket, key: bytes, *, server: bool, timeout: float = 
         raise WireError("the peer did not prove the cluster key in time") from e
 
 
-async def connect(addr: str, port: int, key: bytes, *, timeout: float = 5.0) -> socket.socket:
+async def connect(addr: str, port: int, key: bytes, *, timeout: float = PATIENCE) -> socket.socket:
     """A proved TCP connection to another node's process: non-blocking, no delay, kept alive."""
     import asyncio
 

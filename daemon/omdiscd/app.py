@@ -19,10 +19,11 @@ from pathlib import Path
 import mig
 from mig import paths, wire
 from mig.config import Config, load, split_address
+from mig.deputy import orphan
 from mig.errors import MigError
 from mig.kernel import pidfd, procfs
 from mig.migration.sweep import sweep
-from mig.model import NodeInfo
+from mig.model import GuestState, NodeInfo
 from omdiscd import discovery as net
 from omdiscd import ops, resources
 from omdiscd.balancer import Balancer
@@ -127,6 +128,7 @@ class Daemon:
         self.events = Events()
         self.sampler = Sampler(config, info)
         self.guests = Guests(self.me, self.events.relay, self._guests_changed)
+        self.guests.on_agent_gone = self._agent_gone
         self.spawner = Spawner(self.me, self.guests, faults=config.faults)
         self.sampler.helpers = lambda: self.spawner.pids | self.guests.helpers()
         self.sampler.guests = self.guests.hosts
@@ -215,6 +217,18 @@ class Daemon:
 
     def _guests_changed(self) -> None:
         self.me().guests = self.guests.hosted()
+
+    def _agent_gone(self, pid: int, state: GuestState | None) -> None:
+        """An agent that ended by itself has ended its deputy before; one that was killed leaves it, and its guest ends on its host."""
+        try:
+            start = state.start if state is not None else pidfd.identity(pid).start
+        except ProcessLookupError:
+            return
+        if orphan.end(pid, start):
+            comm, where = (state.comm, state.where) if state is not None else ("", "")
+            why = "its home agent was killed, and the guest ends with it"
+            log.error("guest %d (%s) is lost: %s", pid, comm, why)
+            self.events.add("lost", pid=pid, comm=comm, home=self.me().name, outcome="lost", reason=why, **{"from": where})
 
     def _node_changed(self, c: Changed) -> None:
         n = c.node

@@ -77,6 +77,8 @@ class Guests:
 
     def __init__(self, me: Callable[[], NodeInfo], event: Callable[[dict[str, Any]], None], changed: Callable[[], None]) -> None:
         self._me, self._event, self._changed = me, event, changed
+        self.on_agent_gone: Callable[[int, GuestState | None], None] = lambda pid, state: None
+        """Told the pid at home and the last state of every agent that is gone, whatever the reason."""
         self.links: dict[Path, Link] = {}
         self._tasks: dict[Path, asyncio.Task[None]] = {}
         self._refused: dict[Path, float] = {}
@@ -116,6 +118,8 @@ class Guests:
             self._tasks.pop(path, None)
             link.end()
             self._changed()
+        if role == "agent":
+            self.on_agent_gone(int(path.stem), link.state)
 
     def _unreachable(self, path: Path, e: BaseException) -> None:
         self._tasks.pop(path, None)
@@ -125,6 +129,8 @@ class Guests:
             log.info("nobody listens on %s: removed", path)
             path.unlink(missing_ok=True)
             self._refused.pop(path)
+            if path.parent == paths.AGENTS:
+                self.on_agent_gone(int(path.stem), None)
 
     def _message(self, link: Link, m: dict[str, Any]) -> None:
         op = m.get("op")

@@ -125,6 +125,9 @@ class Agent:
         log.info("%s is %s", name, state)
         if self.epoch and name == self.row.where and boot and self._host_boot and boot != self._host_boot:
             self._tasks.spawn(self._lost(f"{name} was restarted"))
+        elif self.epoch and name == self.row.where and {self.row.state, state} in ({"running", "dead"}, {"unreachable", "alive"}):
+            self._set(state="unreachable" if state == "dead" else "running")
+            self._tasks.spawn(self.watchers.changed())
 
     async def _move_order(self, m: dict[str, Any], reply: Reply) -> None:
         ident = m.get("id")
@@ -280,7 +283,7 @@ class Agent:
             "op": "prepare", "v": wire.VERSION, "mid": mid, "epoch": epoch, "mode": mode,
             "home": dataclasses.asdict(self.node), "agent": [self.board.addr, self.board.port],
             "files": [self.files.addr, self.files.port], "token": self.token,
-            "agent_pid": os.getpid(), "agent_fds": self.externals.numbers(), "comm": self.facts.comm,
+            "agent_pid": os.getpid(), "agent_fds": self.externals.numbers(), "nmigs": self.row.nmigs + 1,
         }  # fmt: skip
 
     async def expire_names(self) -> None:

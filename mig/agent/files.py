@@ -14,6 +14,9 @@ from mig.errors import MigError
 
 log = logging.getLogger(__name__)
 
+START = 30.0
+"""Seconds for the server to say its port: it imports Python modules on a machine that may be busy, which is why its process is to leave."""
+
 
 class FileServer:
     """Starts ``mig.agent.fileserver`` and asks it things; ``port`` is where the guest's host connects."""
@@ -41,7 +44,7 @@ class FileServer:
             os.close(token_r)
             theirs.close()
         try:
-            hello = await asyncio.wait_for(wire.arecv(ours), 10)
+            hello = await asyncio.wait_for(wire.arecv(ours), START)
         except (EOFError, TimeoutError) as e:
             proc.kill()
             raise MigError("the file server of the guest did not start", hint="its words are in the agent's log under /run/mig/log") from e

@@ -6,11 +6,12 @@ locks (fcntl) belong to the process itself and cannot be dropped from outside: h
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mig.kernel import libc
@@ -51,10 +52,12 @@ def scan(pids: Iterable[int]) -> tuple[list[tuple[int, int, bool]], list[tuple[i
     return flocks, records
 
 
-def release(pids: Iterable[int]) -> list[Flock]:
-    """Let go of every flock of the frozen processes ``pids``."""
+def release(pids: Iterable[int], note: Callable[[list[tuple[int, int, bool]]], None] = lambda held: None) -> list[Flock]:
+    """Let go of every flock of the frozen processes ``pids``; ``note`` hears of all of them before."""
     out: list[Flock] = []
-    for p, fd, exclusive in scan(pids)[0]:
+    held = scan(pids)[0]
+    note(held)
+    for p, fd, exclusive in held:
         copy = libc.pidfd_getfd(p, fd)
         fcntl.flock(copy, fcntl.LOCK_UN)  # a second descriptor of one description unlocks what is unlocked: harmless
         out.append(Flock(copy, exclusive))
@@ -69,6 +72,15 @@ def take_again(held: list[Flock]) -> None:
         except BlockingIOError:
             log.error("a lock was taken by somebody else while the process stood frozen; it runs on without it")
     forget(held)
+
+
+def found_again(held: Iterable[tuple[int, int, bool]]) -> list[Flock]:
+    """What a dead agent had let go of, from its notes; descriptors that are gone are left out."""
+    out = []
+    for p, fd, exclusive in held:
+        with contextlib.suppress(OSError):
+            out.append(Flock(libc.pidfd_getfd(p, fd), exclusive))
+    return out
 
 
 def forget(held: list[Flock]) -> None:

@@ -17,7 +17,7 @@ from mig.errors import CannotMove, MoveFailed
 from mig.inspect.facts import gather
 from mig.kernel import cgroup, procfs
 from mig.kernel.cgroup import Cgroup
-from mig.migration.journal import BEGIN
+from mig.migration.journal import BEGIN, CAPTURED, FROZEN, UNLOCKED
 from mig.migration.machine import Step
 from mig.migration.peer import Destination
 from mig.migration.source import SourceBase
@@ -57,12 +57,13 @@ class HomeSource(SourceBase):
             case Step.FREEZE:
                 # its members may have forked meanwhile: children are born into the cgroup and stand still with it
                 self.freeze()
+                self.journal.write(FROZEN, calls=[dataclasses.astuple(c) for c in self.calls])
                 self._look_again()
             case Step.DUMP:
                 await self._dump()
             case Step.LOCKS:
                 await self.agent.inherit_locks(self.group.procs())
-                self.flocks = home_locks.release(self.group.procs())
+                self.flocks = home_locks.release(self.group.procs(), lambda held: self.journal.write(UNLOCKED, flocks=held))
             case Step.SHIP:
                 await self.ship({})
             case Step.RESTORE:
@@ -114,6 +115,7 @@ class HomeSource(SourceBase):
         if self.held is None:
             self.group.create()
             self.old_groups = {p: g for p in procfs.tree(self.pid) if (g := cgroup.of(p)) != self.group.path}
+            self.journal.write(CAPTURED, groups=[(p, str(g)) for p, g in self.old_groups.items()])
             self.group.capture(lambda: procfs.tree(self.pid))
 
     def _look_again(self) -> None:
@@ -150,16 +152,7 @@ class HomeSource(SourceBase):
         """Every member back to where it was (a child born meanwhile: to where its root was), the cgroup away."""
         if not self.group.exists():
             return
-        root_group = self.old_groups.get(self.pid, cgroup.root())
-        while members := self.group.procs():
-            for p in members:
-                try:
-                    Cgroup(self.old_groups.get(p, root_group)).add(p)
-                except ProcessLookupError:
-                    continue
-                except OSError:
-                    Cgroup(cgroup.root()).add(p)  # its old cgroup has been removed meanwhile
-        self.group.remove()
+        leave(self.group, self.old_groups, self.pid)
 
     async def close(self) -> None:
         """As :meth:`SourceBase.close`, and the conversion helper."""
@@ -167,3 +160,17 @@ class HomeSource(SourceBase):
             self.converter.__exit__(None, None, None)
             self.converter = None
         await super().close()
+
+
+def leave(group: Cgroup, old_groups: dict[int, Path], root: int) -> None:
+    """Every member of ``group`` back to where it was (a child born meanwhile: to where ``root`` was), and the group away."""
+    roots = old_groups.get(root, cgroup.root())
+    while members := group.procs():
+        for p in members:
+            try:
+                Cgroup(old_groups.get(p, roots)).add(p)
+            except ProcessLookupError:
+                continue
+            except OSError:
+                Cgroup(cgroup.root()).add(p)  # its old cgroup has been removed meanwhile
+    group.remove()

@@ -11,11 +11,16 @@ import asyncio
 import logging
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 from mig import wire
-from mig.kernel import cgroup, pidfd
+from mig.agent import home_locks
+from mig.agent.home_source import leave
+from mig.deputy import mend
+from mig.kernel import pidfd
 from mig.kernel.cgroup import Cgroup
-from mig.migration.journal import ARRIVED, BEGIN, COMMIT, ROLLED_BACK, Journal, unfinished
+from mig.migration.journal import ARRIVED, BEGIN, CAPTURED, COMMIT, FROZEN, ROLLED_BACK, UNLOCKED, Journal, unfinished
 from mig.migration.peer import Destination
 from mig.model import NodeInfo, ProcessId
 
@@ -46,15 +51,20 @@ async def recover(mid: str) -> str:
             log.info("%d was not committed: it goes on at home", who.pid)
             outcome = "thawed"
     if group.exists():
-        group.thaw()
-        for p in group.procs():
-            Cgroup(cgroup.root()).add(p)
-        group.remove()
+        _undo(group, who.pid, records)
     if dest is not None:
         await dest.known(mid)
     journal.write(ROLLED_BACK)
     journal.forget()
     return outcome
+
+
+def _undo(group: Cgroup, pid: int, records: dict[str, dict[str, Any]]) -> None:
+    """As the agent would have rolled back: locks, then the thaw with interrupted calls mended, then the old cgroups."""
+    home_locks.take_again(home_locks.found_again(records.get(UNLOCKED, {}).get("flocks", [])))
+    calls = [mend.Call(p, t, nr, tuple(args)) for p, t, nr, args in records.get(FROZEN, {}).get("calls", [])]
+    mend.mend_running(calls, group.thaw)
+    leave(group, {int(p): Path(g) for p, g in records.get(CAPTURED, {}).get("groups", [])}, pid)
 
 
 def left_by_others(pid: int) -> list[str]:

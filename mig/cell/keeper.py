@@ -40,7 +40,7 @@ from mig.migration.faults import Fault, reach
 from mig.migration.journal import ABORTED, PREPARED, RUNNING, Journal
 from mig.migration.machine import Outcome, Step
 from mig.migration.peer import SILENCE, Destination, receive_images
-from mig.migration.runner import Runner, as_error
+from mig.migration.runner import Runner, as_error, describe
 from mig.model import GuestState, NodeInfo, ProcessFacts
 from mig.tasks import Tasks
 
@@ -76,6 +76,7 @@ class Keeper:
         self.row = GuestState(
             role="keeper", pid=self.facts.pid, home=self.home.name, where=node.name, state="moving", uid=self.facts.uid,
             comm=self.facts.comm, start=self.facts.start, since=time.time(), helper=os.getpid(), rss=self.facts.rss, cpu_s=self.facts.cpu_s,
+            nmigs=int(request.get("nmigs", 1)),
         )  # fmt: skip
         self.watchers = Watchers(paths.KEEPERS / f"{self.home.id}-{self.facts.pid}-{self.epoch}.sock", lambda: self.row, self._order)
 
@@ -104,7 +105,7 @@ class Keeper:
                 self.proxies.connected(e, await self._connect_agent(addr, port, kind="channel", id=e.id))
             self.proxies.take_real_ends(int(self.request["agent_pid"]), {int(k): int(v) for k, v in self.request["agent_fds"].items()})
         except (OSError, EOFError, TimeoutError) as e:
-            why = f"{self.node.name} cannot reach the home agent at {addr}: {e}"
+            why = f"{self.node.name} cannot reach the home agent at {addr}: {describe(e)}"
             raise MigError(why, hint="is the network between the nodes cut one way?") from e
 
     async def _compare_clocks(self) -> tuple[int, int]:

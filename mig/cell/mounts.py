@@ -44,9 +44,8 @@ def furnish(spec: CellSpec, guest_cgroup: Path) -> str:
     libc.mount("proc", root + "/proc", "proc")
     _devices(root + "/dev")
     _toolbox(root + TOOLBOX, spec.criu_dir, guest_cgroup)
-    if not os.path.exists(KDAT):
-        raise CellError("mounts", f"{KDAT} is missing on this node", hint="run `criu check` once after each boot, with /run on a tmpfs")
-    libc.mount(KDAT, root + KDAT, None, libc.MS_BIND)
+    if os.path.exists(KDAT):  # CRIU makes it only where /run is a tmpfs
+        libc.mount(KDAT, root + KDAT, None, libc.MS_BIND)
     # pid 1 works with the cell's processes before the root changes
     libc.mount("proc", "/proc", "proc")
     return root

@@ -38,7 +38,8 @@ class Destination:
         try:
             self.sock = await wire.connect(self.node.addr, self.node.port, self.key)
         except (OSError, TimeoutError) as e:
-            raise MoveFailed(f"{self.node.name} ({self.node.addr}) cannot be reached: {str(e) or 'no answer'}", hint="see: mosctl status") from e
+            why = str(e) or "no answer"
+            raise MoveFailed(f"{self.node.name} ({self.node.addr}) cannot be reached: {why}", hint="see: mosctl status") from e
         wire.tune(self.sock, SILENCE)
         await wire.asend(self.sock, **request)
 

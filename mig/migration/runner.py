@@ -19,8 +19,8 @@ from mig.migration.faults import Fault, reach
 log = logging.getLogger(__name__)
 
 STEP_TIMEOUT: dict[m.Step, float] = {
-    m.Step.ASK: 20.0,
-    m.Step.CAPTURE: 10.0,
+    m.Step.ASK: 60.0,
+    m.Step.CAPTURE: 30.0,
     m.Step.PRECOPY: 600.0,
     m.Step.HOLD: 10.0,
     m.Step.FREEZE: 10.0,
