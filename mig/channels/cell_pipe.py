@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from mig.channels import demand
 from mig.channels.frames import Frame, FrameError, Kind, number
 from mig.channels.gate import Gate
+from mig.channels.preview import EAGER, PATIENCE, SIZE, CellPreview, empty_pipe
 from mig.channels.relay import WINDOW, Allowance, HangupWatch, Link, Sink, Source
 from mig.channels.tty_modes import unread
 
@@ -140,7 +141,10 @@ class CellInput(CellPipe):
         self._watch: HangupWatch | None = None
         self._prefix, self._shared = prefix, shared
         self._eof = self._reader_gone = self._closed = False
-        self._gate = Gate(pids, demand.pipe(os.fstat(fd).st_ino), self._empty, lambda n: self._link.send(Kind.CREDIT, number(n)))
+        pipe = demand.pipe(os.fstat(fd).st_ino)
+        self._gate = Gate(pids, pipe, self._empty, self._grant, PATIENCE, lambda: self._link.send(Kind.PEEK, number(SIZE)))
+        self._preview = CellPreview(self._consumed)
+        self._unconfirmed = False  # home may not know yet what was read of a preview
 
     def start(self) -> None:
         """As :meth:`CellPipe.start`."""
@@ -151,22 +155,23 @@ class CellInput(CellPipe):
         self._allowance.owe(len(self._prefix))
         self._put_back(self._prefix)
 
+    async def drain(self) -> None:
+        """As :meth:`CellPipe.drain`; and home has taken what the guest read of a preview: the next to read home's pipe finds the rest."""
+        self._gate.forget()
+        self._withdraw()
+        if self._unconfirmed:
+            await self._link.request(Kind.SYNC)
+            self._unconfirmed = False
+
     def rest(self) -> bytes:
         """As :meth:`CellPipe.rest`."""
         self._gate.forget()
         if self._reader_gone:
             return b""
-        reader = os.open(f"/proc/self/fd/{self._path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        left = bytearray()
-        try:
-            while data := os.read(reader, WINDOW):
-                left += data
-        except BlockingIOError:
-            pass  # empty, and we are its writer
-        finally:
-            os.close(reader)
+        self._withdraw()
+        left = empty_pipe(self._path)
         self._allowance.owe(len(left))  # credit was given for them when they went into the pipe
-        self._prefix = bytes(left) + (self._sink.take() if self._sink.open else b"")
+        self._prefix = left + (self._sink.take() if self._sink.open else b"")
         return self._prefix
 
     def resume(self) -> None:
@@ -182,10 +187,17 @@ class CellInput(CellPipe):
             self._sink = Sink(writer, self._written, self._broken)
         self._put_back(self._prefix)
 
+    async def finish(self) -> None:
+        """As :meth:`CellPipe.finish`."""
+        self._gate.forget()
+        self._preview.settle()
+        await super().finish()
+
     def close(self) -> None:
         """As :meth:`CellPipe.close`."""
         super().close()
         self._gate.forget()
+        self._preview.forget()
         if not self._closed:
             self._closed = True
             self._close_sink()
@@ -203,9 +215,33 @@ class CellInput(CellPipe):
             self._allowance.written(n)
 
     def _empty(self) -> bool:
-        if not self._sink.open or self._sink.pending:
+        if not self._sink.open or self._sink.pending or self._preview.shown:
             return False
         return not unread(self._sink.fd)
+
+    def _grant(self, n: int) -> None:
+        self._gate.patience = PATIENCE
+        self._link.send(Kind.CREDIT, number(n))
+
+    def _show(self, data: bytes) -> None:
+        if not data or not self._empty():
+            self._link.send(Kind.RETRACT)
+            return
+        self._sink.put(data)
+        if self._sink.open:
+            self._preview.show(self._sink.fd, len(data))
+
+    def _consumed(self, n: int) -> None:
+        self._gate.patience = EAGER
+        self._unconfirmed = True
+        self._link.send(Kind.CONSUMED, number(n))
+
+    def _withdraw(self) -> None:
+        """Out of the guest's pipe with what it has not read of a preview; a guest that runs may read meanwhile."""
+        if not self._preview.shown:
+            return
+        left = len(empty_pipe(self._path))
+        self._preview.settle(left)
 
     def _frame(self, frame: Frame) -> None:
         if frame.kind is Kind.DATA:
@@ -216,6 +252,11 @@ class CellInput(CellPipe):
             self._finish_sink()
         elif frame.kind is Kind.WANT:
             self._gate.ask()
+        elif frame.kind is Kind.PREVIEW:
+            self._show(frame.payload)
+        elif frame.kind is Kind.RETRACT:
+            self._withdraw()
+            self._link.send(Kind.RETRACT)
         elif frame.kind is Kind.STOP:
             self._gate.forget()
             self._link.send(Kind.ACK, frame.payload)
@@ -237,6 +278,7 @@ class CellInput(CellPipe):
         """The guest has closed its last reading descriptor."""
         if not self._reader_gone:
             self._reader_gone = True
+            self._preview.settle()
             self._close_sink()
             self._link.send(Kind.BROKEN)
 

@@ -34,6 +34,8 @@ NEWLINE_WAIT = 0.005
 """Seconds that a carriage return at the end of all output waits for its newline, which the kernel's buffers may bring a moment later."""
 
 
+PATIENCE = 1.0
+"""Seconds until a guest that is never seen waiting, as it only polls, is given one line, or what there is, all the same."""
 RENEWAL = 0.05
 """Seconds until EXTPROC is set again after the guest has cleared it: `stty` looks whether the modes are those that it has set."""
 WINSIZE = 8
@@ -105,7 +107,7 @@ class CellTerminal:
         self._source.pause()
         self._sink = Sink(os.dup(master), _nothing, _nothing)
         device = os.fstat(self._slave).st_rdev
-        self._gate = Gate(pids, demand.tty(device), self._empty, lambda n: self._link.send(Kind.CREDIT, number(n)))
+        self._gate = Gate(pids, demand.tty(device), self._empty, self._grant, PATIENCE, self._peek)
         self._prefix = prefix
         self._modes = get_modes(master)
         self._late_modes: Modes | None = None
@@ -153,9 +155,7 @@ class CellTerminal:
         self._source.pause()
         self._take_all()
         self._gate.forget()
-        rest = self._unread_input() if self.open else b""
-        if rest:
-            self._link.send(Kind.REST, rest)
+        self._return_input()
         await self._link.request(Kind.FIN)
 
     def signal_foreground(self, sig: int) -> None:
@@ -281,6 +281,7 @@ class CellTerminal:
             self._link.send(Kind.ACK, frame.payload)
         elif frame.kind is Kind.SYNC:
             self._take_all()
+            self._return_input()  # home is about to stop the guest's deputy: the shell reads next
             self._link.send(Kind.ACK, frame.payload)
         else:
             raise FrameError(f"{frame.kind.name} from a terminal's home")
@@ -290,6 +291,17 @@ class CellTerminal:
             return  # the guest was faster; home will hear of its modes, and they hold
         self._modes = modes
         set_modes(self._master, modes, extproc=True)
+
+    def _grant(self, n: int) -> None:
+        self._link.send(Kind.CREDIT, number(n))
+
+    def _peek(self) -> None:
+        self._link.send(Kind.PEEK, number(demand.SOME))
+
+    def _return_input(self) -> None:
+        rest = self._unread_input() + self._sink.take() if self.open else b""
+        if rest:
+            self._link.send(Kind.REST, rest)
 
     def _put_back(self) -> None:
         prefix, self._prefix = self._prefix, b""

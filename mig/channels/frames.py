@@ -35,7 +35,11 @@ class Kind(IntEnum):
     TERMIOS = 10  # modes of the terminal, see mig.channels.tty_modes
     WINSIZE = 11  # struct winsize
     FLUSH = 12  # the guest threw away what was typed and not yet read
-    REST = 13  # typed, passed on, and not read by the guest before it ended
+    REST = 13  # typed, passed on, and not read by the guest before it stopped or ended
+    PEEK = 14  # u32: nobody is seen waiting; show me up to so many bytes of what you have (see mig.channels.preview)
+    PREVIEW = 15  # bytes that the sender has and keeps
+    CONSUMED = 16  # u32: so many bytes of the PREVIEW were read by the guest
+    RETRACT = 17  # from the sender: the PREVIEW does not hold any more; from the receiver, always: the guest has it no more
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Frame:
 
     @property
     def number(self) -> int:
-        """The u32 of STOP, ACK, CREDIT, FIN, SYNC; raises :class:`FrameError` when the payload is not one."""
+        """The u32 of STOP, ACK, CREDIT, FIN, SYNC, PEEK, CONSUMED; raises :class:`FrameError` when the payload is not one."""
         if len(self.payload) != _NUMBER.size:
             raise FrameError(f"{self.kind.name} with {len(self.payload)} bytes")
         n: int = _NUMBER.unpack(self.payload)[0]

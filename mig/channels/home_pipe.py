@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 
 from mig.channels.frames import Frame, FrameError, Kind, number
+from mig.channels.preview import HomePreview
 from mig.channels.relay import WINDOW, Allowance, DemandedSource, HangupWatch, Link, Sink, Source, reopen
 
 
@@ -87,7 +88,7 @@ class HomePipe:
 class HomeInput(HomePipe):
     """A pipe that the guest reads: home's descriptor → cell.
 
-    With ``shared``, others at home read it too, and only what the guest waits for is taken from it.
+    With ``shared``, others at home read it too, and only what the guest waits for is taken from it, or what it read of a preview.
     """
 
     def __init__(self, fd: int, shared: bool, on_closed: Callable[[], None], on_lost: Callable[[Exception], None]) -> None:
@@ -98,6 +99,7 @@ class HomeInput(HomePipe):
             self._source = DemandedSource(own, lambda: self._send(Kind.WANT), self._data, self._end)
         else:
             self._source = Source(own, self._data, self._end)
+        self._preview = HomePreview(own, lambda: self._send(Kind.RETRACT))
         self._eof = False
 
     def attach(self, sock: socket.socket) -> None:
@@ -129,39 +131,75 @@ class HomeInput(HomePipe):
         """As :meth:`HomePipe.detach`."""
         if self._source.open:
             self._source.pause()
+        self._preview.forget()
         super().detach()
 
     def close(self) -> None:
         """As :meth:`HomePipe.close`."""
         super().close()
+        self._preview.close()
         self._source.close()
 
     def _lost(self, e: Exception) -> None:
         if self._source.open:
             self._source.pause()
+        self._preview.forget()
         super()._lost(e)
 
     def _data(self, data: bytes) -> None:
         self._send(Kind.DATA, data)
 
     def _end(self) -> None:
+        self._preview.close()
         self._source.close()
         self._eof = True
         self._send(Kind.EOF)
 
+    def _show(self, source: DemandedSource, n: int) -> None:
+        if not source.asked:
+            return  # a move began meanwhile; whoever goes on will be asked again
+        data = self._preview.take(n)
+        if data:
+            self._send(Kind.PREVIEW, data)
+        elif data is None:
+            source.ask_again()  # another reader was faster
+        else:
+            self._end()
+
+    def _read_ahead(self, source: DemandedSource, n: int) -> None:
+        self._preview.consumed(n)
+        if not self._preview.shown:
+            self._preview.forget()
+            source.ask_again()
+
     def _frame(self, frame: Frame) -> None:
+        if isinstance(self._source, DemandedSource) and self._source.open:
+            if frame.kind is Kind.PEEK:
+                self._show(self._source, frame.number)
+                return
+            if frame.kind is Kind.CONSUMED:
+                self._read_ahead(self._source, frame.number)
+                return
+            if frame.kind is Kind.RETRACT:
+                self._preview.forget()
+                self._source.ask_again()
+                return
         if frame.kind is Kind.CREDIT:
             if isinstance(self._source, Source):
                 self._source.allow(frame.number)
             else:
+                self._preview.forget()
                 self._source.grant(frame.number)
         elif frame.kind is Kind.BROKEN:
             self.closed = True
+            self._preview.close()
             self._source.close()
             self._close_fd()
             self._on_closed()
         elif frame.kind is Kind.FIN:
             self._gone.set()
+            self._send(Kind.ACK, frame.payload)
+        elif frame.kind is Kind.SYNC:
             self._send(Kind.ACK, frame.payload)
         else:
             raise FrameError(f"{frame.kind.name} from the reader of a pipe")

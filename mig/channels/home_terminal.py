@@ -2,6 +2,11 @@
 
 Home's line discipline stays the authority: it echoes, edits lines, makes signals out of Ctrl-C, for the guest as for the shell.  What
 it has ready is read only while the guest is in the foreground and waits for input, so that type-ahead stays for whom it was typed.
+
+A terminal cannot be looked into without reading it.  A guest that polls without ever waiting is therefore given a line, or what there is,
+after a second (PEEK), unless another process of its job at home could have been meant (`guest | less`).  What it leaves unread comes back
+(REST) when it stops or ends.  What stays racy: a guest that loses the terminal and runs on keeps an unread line; and such a line is in the
+guest's hands while its host or the link may be lost.
 """
 
 from __future__ import annotations
@@ -218,6 +223,23 @@ class HomeTerminal:
         # It matters only for a controlling terminal; another one may be read by any process.
         return stat.tty_nr != self._device or stat.tpgid == stat.pgid
 
+    def _others_could_read(self) -> bool:
+        """Another process of the deputy's group has the terminal too.  Its ancestors are not counted: they wait for its end."""
+        parents: dict[int, int] = {}
+        group = set()
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with contextlib.suppress(ProcessLookupError):
+                    stat = procfs.stat(int(name))
+                    parents[stat.pid] = stat.ppid
+                    if stat.tty_nr == self._device and stat.pgid == stat.tpgid and stat.state not in "ZX":
+                        group.add(stat.pid)
+        at = self._deputy
+        while at in parents:
+            group.discard(at)
+            at = parents[at]
+        return bool(group)
+
     def _let_input(self) -> None:
         if self.foreground and not self._held and not self.hung_up and self._link is not None and self._link.open:
             self._source.resume()
@@ -294,6 +316,12 @@ class HomeTerminal:
         elif frame.kind is Kind.CREDIT:
             if self.check_foreground():
                 self._source.grant(frame.number)
+        elif frame.kind is Kind.PEEK:
+            if self.check_foreground() and self._source.asked:
+                if self._others_could_read():
+                    self._send(Kind.WANT)  # ask for longer
+                else:
+                    self._source.grant(frame.number)
         elif frame.kind is Kind.TERMIOS:
             self._guest_set(Modes.unpack(frame.payload))
         elif frame.kind is Kind.FLUSH:

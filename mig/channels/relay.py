@@ -236,6 +236,17 @@ class DemandedSource:
         self._paused, self._asked = False, False
         self._watch()
 
+    @property
+    def asked(self) -> bool:
+        """A question is open."""
+        return self._asked
+
+    def ask_again(self) -> None:
+        """The question was answered in another way, or is moot: ask as soon as there is something."""
+        self._asked = False
+        if self.open:
+            self._watch()
+
     def grant(self, n: int) -> None:
         """Somebody waits for up to ``n`` bytes: one read."""
         if not self._asked or not self.open:

@@ -61,7 +61,10 @@ PR_SET_NO_NEW_PRIVS = 38
 CLOSE_RANGE_UNSHARE = 2
 CLOSE_RANGE_CLOEXEC = 4
 
+SPLICE_F_NONBLOCK = 2
+
 NR_pivot_root = 155
+NR_tee = 276
 NR_kcmp = 312
 NR_userfaultfd = 323
 NR_close_range = 436
@@ -176,6 +179,14 @@ def kcmp(pid1: int, pid2: int, type: int, idx1: int = 0, idx2: int = 0) -> int:
 def userfaultfd(flags: int) -> int:
     """userfaultfd(2): a descriptor; EPERM where neither CAP_SYS_PTRACE nor the sysctl allows faults of the kernel."""
     return _syscall("userfaultfd", NR_userfaultfd, flags)
+
+
+def tee(fd_in: int, fd_out: int, n: int, flags: int = 0) -> int:
+    """Duplicate up to ``n`` bytes of the pipe ``fd_in`` into the pipe ``fd_out``, consuming none; returns how many, 0 at the end of file.
+
+    Raises ``BlockingIOError`` with SPLICE_F_NONBLOCK when there is nothing now, or no room.
+    """
+    return _syscall("tee", NR_tee, fd_in, fd_out, n, flags)
 
 
 def syncfs(fd: int) -> None:
