@@ -6,6 +6,7 @@ its guest's pipes and files, so a guest ends with its keeper: that is told, and 
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -77,6 +78,41 @@ def test_death_of_the_home_agent_in_a_first_move(lab: LabUnderTest, job: Job, fa
         print(f"{point}: stood still for {watch.longest:.2f} s")
         assert watch.longest < 15, point
     moves_on(job, "first")
+
+
+HOLDER = """
+import fcntl, os, select, sys, time
+f = open(sys.argv[1], "w")
+fcntl.flock(f, fcntl.LOCK_EX)
+quiet = select.poll()
+while True:
+    began = time.monotonic()
+    quiet.poll(700)
+    print("early" if time.monotonic() - began < 0.69 else "late", file=f, flush=True)
+"""
+
+
+def test_what_a_dead_home_agent_had_taken(lab: LabUnderTest, faults: Faults) -> None:
+    """Its cgroup, its lock, and the call in which it waited."""
+    file = f"/tmp/lock-{os.getpid()}"
+    pid = lab.spawn(HOME, ["python3", "-S", "-c", HOLDER, file])
+    lab.wait_for(lambda: lab.path(HOME, file).exists() and "late" in lab.path(HOME, file).read_text(), what="it waits")
+    group = "$(awk '$3 == \"cgroup2\" { print $2; exit }' /proc/mounts)/its-own"
+    lab.run(HOME, f"mkdir {group}; echo {pid} > {group}/cgroup.procs", check=True)
+    before = lab.path(HOME, f"/proc/{pid}/cgroup").read_text()
+    assert "its-own" in before
+    faults.set(HOME, "mid_transfer", "die")
+    r = lab.run(HOME, ["migrate", str(pid), "n2"])
+    assert faults.hit(HOME, "mid_transfer") and r.returncode == 4, r.stderr
+    assert lab.path(HOME, f"/proc/{pid}/cgroup").read_text() == before
+    assert lab.run(HOME, ["flock", "-n", file, "true"]).returncode == 1
+    lines = len(lab.path(HOME, file).read_text().splitlines())
+    lab.wait_for(lambda: len(lab.path(HOME, file).read_text().splitlines()) > lines + 1, what="it goes on")
+    assert "early" not in lab.path(HOME, file).read_text()
+    lab.signal(HOME, pid, 9)
+    lab.wait_for(lambda: not lab.alive(HOME, pid), what="it ends")
+    lab.run(HOME, f"rmdir {group}", check=True)
+    nothing_left(lab)
 
 
 @pytest.mark.parametrize("point", [*SOURCE, "after_commit"])
