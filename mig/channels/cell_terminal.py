@@ -188,6 +188,8 @@ class CellTerminal:
     # -- output and modes, towards home ----------------------------------------------------------------------------------------------
 
     def _output(self, data: bytes) -> None:
+        if self._renewal is not None:
+            self._modes_changed()  # without EXTPROC nobody tells of a change, such as no echo from the prompt on that is in this data
         data = self._return + data
         self._return = b""
         if self._timer is not None:
