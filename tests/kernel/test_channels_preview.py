@@ -249,3 +249,14 @@ async def test_a_guest_that_never_reads_the_terminal_leaves_the_type_ahead_to_th
         os.kill(stage.guest.pid, signal.SIGKILL)
         assert await stage.end() == -signal.SIGKILL
         assert os.read(stage.home_slave, 100) == b"pwd\n"
+
+
+@in_loop
+async def test_a_key_that_another_process_of_the_job_may_read_is_not_given_to_a_guest_that_does_not_wait() -> None:
+    async with Stage("sleep", "1000") as stage:  # as `guest | less`
+        stage.tell(b"o\n")
+        stage.type(b"q\n")
+        await asyncio.sleep(1.5)
+        assert unread(stage.slave) == 0 and unread(stage.home_slave) == 2
+        stage.tell(b"o\n")
+        await holds(stage.slave, 2)

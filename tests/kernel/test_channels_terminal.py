@@ -15,7 +15,8 @@ from mig.channels.cell_terminal import CellTerminal
 from mig.channels.home_terminal import HomeTerminal
 from tests.kernel.channels_lab import connection, in_loop, until
 
-# The process that stands at home for the guest (argument: who has the terminal first); a line "f" or "b" gives and takes the terminal.
+# The process that stands at home for the guest (argument: who has the terminal first); a line "f" or "b" gives and takes the terminal,
+# "o" starts, or ends, another process of its job.
 DEPUTY = """
 import fcntl, os, signal, sys, termios
 os.setsid()
@@ -35,12 +36,22 @@ if pid == 0:
         except InterruptedError:
             pass
 os.setpgid(pid, pid)
-os.close(r)
+other = 0
 sys.stderr.write(f"{pid}\\n")
 sys.stderr.flush()
 with open(int(sys.argv[1])) as commands:
     for line in commands:
-        os.tcsetpgrp(0, pid if line == "f\\n" else os.getpgrp())
+        if line != "o\\n":
+            os.tcsetpgrp(0, pid if line == "f\\n" else os.getpgrp())
+        elif other:
+            os.kill(other, signal.SIGKILL)
+            os.waitpid(other, 0)
+        elif (other := os.fork()) == 0:
+            os.close(w)
+            os.read(r, 1)
+            os._exit(0)
+        else:
+            os.setpgid(other, pid)
         sys.stderr.write("done\\n")
         sys.stderr.flush()
 """
@@ -101,7 +112,11 @@ class Stage:
         os.kill(self.guest.pid, signal.SIGCONT)
 
     def give_terminal(self, to_guest: bool) -> None:
-        os.write(self._tell, b"f\n" if to_guest else b"b\n")
+        self.tell(b"f\n" if to_guest else b"b\n")
+
+    def tell(self, command: bytes) -> None:
+        """A command of the deputy's leader."""
+        os.write(self._tell, command)
         assert self._leader.stderr is not None and self._leader.stderr.readline() == "done\n"
 
     def type(self, text: bytes) -> None:
