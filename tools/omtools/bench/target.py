@@ -46,7 +46,10 @@ class Diary:
     def longest(self) -> float:
         """The longest gap since this was asked last, in ms; raises :class:`MigError` when the target does not go on."""
         self._asked += 1
-        self.signal()
+        try:
+            self.signal()
+        except ProcessLookupError as e:
+            raise MigError("the benchmark's target has ended") from e
         self._wait(lambda: len(answers(self._text())) >= self._asked)
         return answers(self._text())[-1]
 
