@@ -419,7 +419,7 @@ class Agent:
             case "continued" if k.epoch == self.epoch:
                 self._set(state="running")
             case "exit":
-                await self._guest_ended(int(m["status"]))
+                await self._guest_ended(int(m["status"]), {int(i): int(at) for i, at in m.get("positions", {}).items()})
 
     async def _keeper_gone(self, k: KeeperLink) -> None:
         while not self._over and k.epoch == self.epoch and self._moving.locked() and k.epoch + 1 in self.links:
@@ -433,7 +433,7 @@ class Agent:
 
     # -- the end ---------------------------------------------------------------------------------------------------------------
 
-    async def _guest_ended(self, status: int) -> None:
+    async def _guest_ended(self, status: int, positions: dict[int, int]) -> None:
         """The guest ended: its output first, then the deputy ends in the same way."""
         self._over = True
         if not self._arrived.is_set():
@@ -445,9 +445,7 @@ class Agent:
             await asyncio.wait_for(self.externals.finished(), OUTPUT_PATIENCE)
         except TimeoutError:
             log.warning("a reader at home does not take the guest's last output")
-        if self.files is not None:
-            positions = (await self.files.ask("positions")).get("positions", [])
-            self.externals.set_positions(self.facts.shared_files, positions)
+        self.externals.set_positions(positions)
         self.externals.close()
         await self.watchers.event(
             t=time.time(), kind="end", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="ended", status=status, reason=""

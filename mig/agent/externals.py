@@ -7,14 +7,13 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Collection
-from typing import Any
 
 from mig.agent.switchboard import Switchboard
 from mig.channels.home_pipe import HomePipe, home_pipe
 from mig.channels.home_terminal import HomeTerminal
 from mig.errors import MoveFailed
 from mig.kernel import libc
-from mig.model import External, ProcessFacts, SharedFile
+from mig.model import External, ProcessFacts
 
 log = logging.getLogger(__name__)
 
@@ -94,16 +93,12 @@ class Externals:
         """The guest has ended: returns when its output has reached the descriptors at home."""
         await asyncio.gather(*(end.finished() for end in self._ends.values()))
 
-    def set_positions(self, shared: list[SharedFile], positions: list[dict[str, Any]]) -> None:
-        """Where the guest left off writing a file whose description it shared with processes at home: they go on from there."""
-        ends: dict[tuple[int, int], int] = {}
-        for p in sorted(positions, key=lambda p: float(p.get("time", 0))):
-            ends[int(p["dev"]), int(p["ino"])] = int(p["end"])
-        for i, f in enumerate(shared):
-            end = ends.get((f.dev, f.ino))
-            if end is not None and i in self._files:
+    def set_positions(self, positions: dict[int, int]) -> None:
+        """Where the guest left off in files whose description it shared with processes at home: they go on from there."""
+        for i, at in positions.items():
+            if i in self._files:
                 with contextlib.suppress(OSError):
-                    os.lseek(self._files[i], end, os.SEEK_SET)
+                    os.lseek(self._files[i], at, os.SEEK_SET)
 
     def close(self) -> None:
         """Close everything; idempotent."""

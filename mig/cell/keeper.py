@@ -32,6 +32,7 @@ from mig.cell.cell import Exited, Stopped
 from mig.cell.guest import Guest
 from mig.cell.host_source import HostSource
 from mig.cell.house import House
+from mig.cell.positions import Positions
 from mig.cell.proxies import Proxies
 from mig.errors import BadInput, CannotMove, MigError
 from mig.kernel import libc, pidfd
@@ -66,6 +67,7 @@ class Keeper:
         self.house: House | None = None
         self.proxies = Proxies(self.facts.externals, self.mode)
         self.guest: Guest | None = None
+        self.positions: Positions | None = None
         self.over = asyncio.Event()
         self._clocks = (0, 0)
         self._agent_lock = asyncio.Lock()
@@ -157,6 +159,7 @@ class Keeper:
         await cell.restore(self.proxies.settle(rest, await self._busy()))
         cell.guest_cgroup.freeze()  # the barrier: guest and CRIU stand still together, whatever dies now
         self.guest = Guest(cell)
+        self.positions = Positions(self.facts.shared_files, self.guest.pids())
         self.proxies.start(self.guest, cell.tty_master)  # the terminal is as CRIU set it; nothing flows before home attaches
         await reach(Fault.AT_BARRIER)
         await wire.asend(self.conn, op="ready", images_ms=round((t1 - t0) * 1e3, 1), restore_ms=round((time.monotonic() - t1) * 1e3, 1))
@@ -220,7 +223,8 @@ class Keeper:
             match e:
                 case Exited(status=status):
                     await self.proxies.finish()
-                    await self.tell_agent("exit", status=status, utime=e.utime, stime=e.stime)
+                    at = self.positions.read() if self.positions is not None else {}
+                    await self.tell_agent("exit", status=status, positions=at)
                     self.over.set()
                     return
                 case Stopped(sig=sig):
@@ -339,6 +343,8 @@ class Keeper:
         """Leave nothing behind but the journal."""
         self._tasks.cancel()
         self.proxies.close()
+        if self.positions is not None:
+            self.positions.close()
         if self.house is not None:
             self.house.close()
         self.watchers.close()

@@ -38,7 +38,7 @@ class Around:
                 self._by_name[f.target] = f
                 if f.socket.peer:
                     self._by_name[f"socket:[{f.socket.peer}]"] = None
-            elif f.target.startswith("anon_inode:") or written_in_turns(f):
+            elif f.target.startswith("anon_inode:") or used_in_turns(f):
                 self._by_file.setdefault(f.target, []).append((m.pid, f))
             elif f.rdev == DEV_PTMX and stat.S_ISCHR(f.mode):
                 self._by_file.setdefault(f.target, []).append((m.pid, f))
@@ -109,7 +109,6 @@ class Around:
                 continue  # it ended, or is not ours to look at
 
 
-def written_in_turns(f: OpenFile) -> bool:
-    """A regular file whose offset matters to whoever shares the description: open for writing, and not at its end always."""
-    writes = f.flags & os.O_ACCMODE != os.O_RDONLY and not f.flags & (os.O_APPEND | os.O_PATH)
-    return stat.S_ISREG(f.mode) and writes and not f.target.startswith("/memfd:")
+def used_in_turns(f: OpenFile) -> bool:
+    """A regular file whose offset matters to whoever shares the description: one that is not always written at its end."""
+    return stat.S_ISREG(f.mode) and not f.flags & (os.O_APPEND | os.O_PATH) and not f.target.startswith("/memfd:")

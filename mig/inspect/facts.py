@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection
 
 from mig.inspect import look, sockets
-from mig.inspect.around import Around, written_in_turns
+from mig.inspect.around import Around, used_in_turns
 from mig.inspect.reasons import DEV_TTY, cannot_move, pipe_direction, pts_index
 from mig.inspect.scene import Scene
 from mig.kernel import pidfd, procfs
@@ -215,5 +215,5 @@ def _shared_files(scene: Scene) -> list[SharedFile]:
         SharedFile(m.pid, f.fd, f.dev, f.ino, f.flags, f.pos)
         for m in scene.members
         for f in m.files
-        if written_in_turns(f) and (m.pid, f.fd) in scene.same
+        if used_in_turns(f) and (m.pid, f.fd) in scene.same
     ]
