@@ -32,8 +32,6 @@ def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
             return {"op": "expired", "complete": server.expire()}
         case "locks":
             return {"op": "locks", "locks": server.locks()}
-        case "positions":
-            return {"op": "positions", "positions": server.positions()}
         case "mounts":
             return {"op": "mounts", "mounts": [mount.name for mount in server.mounts()]}
         case "unlock":  # {"mount": id}: before the guest's copy on another mount takes its locks; "relock" is the undo

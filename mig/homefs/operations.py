@@ -215,9 +215,9 @@ class Operations:
         return os.preadv(self.handles.file(fh).fd, [r.data[:size]], offset)
 
     def write(self, r: Request) -> bytes:
-        fh, offset, size, flags, *_ = p.READ_IN.unpack_from(r.body)
+        fh, offset, size, *_ = p.READ_IN.unpack_from(r.body)
         start = p.READ_IN.size
-        n = self.handles.write(fh, r.body[start : start + size], offset, flags)
+        n = self.handles.write(fh, r.body[start : start + size], offset)
         node = self.nodes.by_id.get(r.node)
         if node is not None:
             node.version = None

@@ -85,7 +85,6 @@ FOPEN_KEEP_CACHE = 1 << 1
 FMODE_EXEC = 0x20  # in the flags of OPEN: the kernel opens a program to execute it
 FSYNC_FDATASYNC = 1 << 0
 LK_FLOCK = 1 << 0
-WRITE_CACHE = 1 << 0  # written back from the page cache (a shared mapping), not by write(2)
 OFFSET_MAX = (1 << 63) - 1
 
 NOTIFY_BARRIER = 0

@@ -23,7 +23,7 @@ from mig import wire
 from mig.homefs import protocol as p
 from mig.homefs.channel import Channel
 from mig.homefs.credentials import Groups
-from mig.homefs.handles import HandleTable, Positions
+from mig.homefs.handles import HandleTable
 from mig.homefs.locks import LockTable
 from mig.homefs.nodes import NodeTable, Synthetic, Validity
 from mig.homefs.operations import Operations
@@ -47,7 +47,7 @@ class Mount:
     def __init__(self, name: str, server: HomeServer) -> None:
         self.name = name
         self.nodes = NodeTable(server.root_fd, server.synthetic, server.validity, server.max_open)
-        self.handles = HandleTable(name, server.closed_positions)
+        self.handles = HandleTable()
         self.locks = LockTable(name, self.nodes, self.handles, server.ancestors)
         self.operations = Operations(self.nodes, self.handles, self.locks, server.synthetic)
         self.sockets: list[socket.socket] = []
@@ -118,7 +118,6 @@ class HomeServer:
         self.max_open = (hard if hard != resource.RLIM_INFINITY else 1 << 20) // 3
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.synthetic = Synthetic(self.root_fd)
-        self.closed_positions = Positions()
         self._mounts: dict[str, Mount] = {}
         self._lock = threading.Lock()
         self._greeting = threading.BoundedSemaphore(GREETERS)
@@ -207,10 +206,6 @@ class HomeServer:
     def locks(self) -> list[dict[str, Any]]:
         """See :meth:`LockTable.list`, of all mounts."""
         return [row for m in self.mounts() for row in m.locks.list()]
-
-    def positions(self) -> list[dict[str, Any]]:
-        """Ends of last writes: of handles closed already, then of open ones; see :mod:`mig.homefs.handles`."""
-        return self.closed_positions.list() + [row for m in self.mounts() for row in m.handles.positions()]
 
     def close(self) -> None:
         """End all mounts; their threads release what they hold."""

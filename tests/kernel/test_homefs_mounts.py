@@ -1,4 +1,4 @@
-"""The life of a mount: greeting, coherence, positions, two mounts at a time, loss of the connection."""
+"""The life of a mount: greeting, coherence, two mounts at a time, loss of the connection."""
 
 from __future__ import annotations
 
@@ -84,28 +84,6 @@ def test_what_home_writes_is_seen_within_the_second(home: Home, host: Host) -> N
     assert guest.line() == "read"
     home.run('open("file", "w").write("second")')
     guest.end()
-
-
-def test_positions_of_written_files_stay_known_after_the_guest(home: Home, host: Host) -> None:
-    started = time.time()
-    guest = host.start("""
-        a = os.open("a", os.O_WRONLY | os.O_CREAT); os.lseek(a, 100, 0); os.write(a, b"12345")
-        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND); os.write(log, b"appended")
-        rd = os.open("a", os.O_RDONLY); os.read(rd, 3)
-        m = os.open("map", os.O_RDWR | os.O_CREAT); os.ftruncate(m, 4096); mm = mmap.mmap(m, 4096); mm[:4] = b"page"; mm.flush()
-        say("written"); sys.stdin.readline()
-        os.pwrite(a, b"z", 7)
-    """)
-    assert guest.line() == "written"
-    st = os.stat(home.here + "/a")
-    (row,) = home.ask("positions")["positions"]
-    assert (row["dev"], row["ino"], row["end"], row["open"], row["pid"]) == (st.st_dev, st.st_ino, 105, True, guest.pid)
-    assert started <= row["time"] <= time.time()
-    guest.end()
-    end = time.monotonic() + 10
-    while (row := home.ask("positions")["positions"][0])["open"] and time.monotonic() < end:
-        time.sleep(0.01)  # RELEASE is asynchronous
-    assert (row["ino"], row["end"], row["open"]) == (st.st_ino, 8, False)
 
 
 def test_two_mounts_at_a_time(home: Home, host: Host) -> None:
