@@ -418,7 +418,7 @@ class Agent:
                     self.deputy.stop(int(m["sig"]))
             case "continued" if k.epoch == self.epoch:
                 self._set(state="running")
-            case "exit":
+            case "exit" if k.epoch == self.epoch:
                 await self._guest_ended(int(m["status"]), {int(i): int(at) for i, at in m.get("positions", {}).items()})
 
     async def _keeper_gone(self, k: KeeperLink) -> None:

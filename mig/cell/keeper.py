@@ -221,6 +221,8 @@ class Keeper:
         assert self.house is not None
         async for e in self.house.cell.events():
             match e:
+                case Exited() if self.over.is_set():
+                    return  # it has moved on: what ended is the frozen copy that it left
                 case Exited(status=status):
                     await self.proxies.finish()
                     at = self.positions.read() if self.positions is not None else {}
