@@ -16,7 +16,7 @@ env: ## packages, virtual environment, compiled helpers, a CRIU that suits this 
 demo: env ## watch real programs move from a busy node to idle ones, and finish as if they had stayed (2 minutes)
 	@$(PYTHON) -m omtools.demo
 
-test: env ## all tests; PART=unit|kernel|cluster for one part, ARGS= for pytest
+test: env ## all tests; PART=unit|kernel|cluster|faults for one part, ARGS= for pytest
 	@$(PYTHON) -m pytest $(if $(PART),tests/$(PART)) $(ARGS)
 
 bench: env ## measure pauses, moves and start-up, beside runc and plain CRIU
