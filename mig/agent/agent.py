@@ -168,7 +168,6 @@ class Agent:
             self._finish()  # it stays an ordinary process of this machine: nothing to look after
 
     async def _say_moved(self, result: dict[str, Any], error: MigError | None, reason: str) -> None:
-        self._set()
         await self.watchers.changed()
         outcome = "arrived" if error is None else error.code
         failure = {} if error is None else {"error": error.message, "reasons": error.reasons}
