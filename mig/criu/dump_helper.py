@@ -17,13 +17,15 @@ from mig.errors import MigError
 from mig.kernel import libc, procfs
 
 _NAMESPACES = ("ipc", "uts", "pid", "time_for_children", "mnt")
+_OPTIONAL = "time_for_children"  # since Linux 5.6
 _CLOCKS = "timens-0.img"
 
 
 def _enter(cell_init: int) -> None:
     """Into a cell's namespaces; returns in a child that is really inside its pid namespace, never in the caller."""
-    there = [path for name in _NAMESPACES if os.path.exists(path := f"/proc/{cell_init}/ns/{name}")]
-    held = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in there]
+    ns = f"/proc/{cell_init}/ns"
+    names = [name for name in _NAMESPACES if name != _OPTIONAL or os.path.exists(f"/proc/self/ns/{name}")]
+    held = [os.open(f"{ns}/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in names]
     for fd in held:
         libc.setns(fd)
         os.close(fd)

@@ -23,13 +23,14 @@ IDENTITY = """dict(
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_all_is_as_at_home(lab: Any, uid: int) -> None:
-    lab.run("n1", "echo home > /etc/only-at-home; chmod 644 /etc/only-at-home; mkdir -p /tmp/w; chmod 777 /tmp/w", check=True)
-    with servant(lab, uid, env={"ONLY": "here äö"}, cwd="/tmp/w") as s:
+    lab.run("n1", "echo home > /etc/only-at-home && chmod 644 /etc/only-at-home", check=True)
+    lab.run("n1", "mkdir -p /tmp/identity && chmod 777 /tmp/identity", check=True)
+    with servant(lab, uid, env={"ONLY": "here äö"}, cwd="/tmp/identity") as s:
         s.do("os.umask(0o27); os.nice(3); signal.signal(signal.SIGUSR2, signal.SIG_IGN)")
         s.do("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])")
         s.do("m = time.monotonic(); w = time.time(); b = time.clock_gettime(time.CLOCK_BOOTTIME)")
         home = s.ask(IDENTITY)
-        assert home["host"] == "n1" and home["uids"] == (uid,) * 3 and home["cwd"] == "/tmp/w"
+        assert home["host"] == "n1" and home["uids"] == (uid,) * 3 and home["cwd"] == "/tmp/identity"
         for to in ("n2", "n3", "home", "n2"):
             s.move(to)
             assert where(lab, s.pid) == (to if to != "home" else "n1")

@@ -70,7 +70,7 @@ class Node:
 def ask(path: Path, op: str, **m: Any) -> dict[str, Any]:
     with zmq.Context() as context, context.socket(zmq.DEALER) as s:
         s.setsockopt(zmq.LINGER, 0)
-        s.setsockopt(zmq.RCVTIMEO, 10_000)
+        s.setsockopt(zmq.RCVTIMEO, 30_000)
         s.connect(f"ipc://{path}")
         s.send(msgpack.packb({"v": 1, "id": 1, "op": op, **m}))
         while (a := msgpack.unpackb(s.recv())).get("more"):
@@ -524,4 +524,4 @@ def test_an_agent_that_dies_in_a_move_leaves_a_clear_word(
         words = pool.submit(refused, "unknown", n1, pid=sleeper.pid, to="home")
         time.sleep(0.2)
         agent.kill()
-        assert "died" in words.result(20)
+        assert "died" in words.result(30)

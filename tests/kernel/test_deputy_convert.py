@@ -397,7 +397,9 @@ def test_held_memory_is_intact_and_goes_with_the_deputy(start: Start) -> None:
             return call is not None and call.nr == 34
 
         until(pausing, "the holder sleeps on")
-        assert os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        assert os.waitid(os.P_PID, t.pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, "the parent hears nothing"
+        with pytest.raises(ChildProcessError):
+            os.waitid(os.P_PID, holder, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         assert a.quiet()
         a.exit(0)
         assert ended(t.process) == 0
