@@ -18,7 +18,18 @@ _lock = pytest.StashKey[int]()
 _report = pytest.StashKey[list[str]]()
 
 
+def own_session() -> None:
+    """Be the leader of a session of this pid namespace, where the one that we were started in has none here.
+
+    A container's first command often runs in a session whose leader stayed outside.  CRIU rightly refuses to
+    dump a member of such a session, and the guests of these tests are our children.
+    """
+    if os.getsid(0) == 0 and os.getpgid(0) != os.getpid():  # the leader of a group cannot leave its session
+        os.setsid()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    own_session()
     os.environ[MARK] = uuid.uuid4().hex  # every process that descends from this run carries it
     config.stash[_report] = []
     config.stash[_lock] = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

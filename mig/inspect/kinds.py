@@ -84,6 +84,11 @@ KINDS: dict[str, Kind] = {
         "it cannot be moved together with its parent; move it alone",
         "A moved tree can have one session that began outside of it.",
     ),
+    "outside-session": Kind(
+        "{who} belongs to a session whose leader is outside of this pid namespace",
+        "start it with setsid, or through a shell that a terminal was opened for",
+        "A container's first command may run in a session that began outside; such a session cannot be made anew elsewhere.",
+    ),
     "console": Kind(
         "{who} has the terminal {what}, which is not a pseudo terminal",
         "start it from ssh, tmux, screen or a terminal window, or detach it with setsid",

@@ -125,7 +125,9 @@ def _process(scene: Scene, m: Member) -> Iterator[Obstacle]:
         yield Obstacle("namespace", m, " and ".join(m.namespaces))
     if m.exe_ghost > GHOST_LIMIT:
         yield Obstacle("ghost", m, m.exe, str(m.exe_ghost >> 20))
-    if m.sid != scene.root.sid and m.sid not in scene.pids:
+    if m.sid == 0 and not scene.guest:
+        yield Obstacle("outside-session", m)
+    elif m.sid != scene.root.sid and m.sid not in scene.pids:
         yield Obstacle("foreign-session", m, str(m.sid))
 
 

@@ -52,6 +52,7 @@ PROCESS = [
     ("vfork", member(borrows_memory_of="its parent, make (7)")),
     ("namespace", member(namespaces=("mnt", "pid"))),
     ("session-leader", member(sid=100, tty_nr=PTS)),
+    ("outside-session", member(sid=0)),
     ("console", member(tty_nr=os.makedev(4, 1))),
     ("console", member(tty_nr=os.makedev(4, 64))),
     ("ghost", member(exe="/tmp/a", exe_ghost=65 * MIB)),
