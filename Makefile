@@ -5,7 +5,7 @@ PART   :=
 ARGS   :=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test bench lint
+.PHONY: help env demo test soak bench lint
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: env ## watch real programs move from a busy node to idle ones, and finish 
 
 test: env ## all tests; PART=unit|kernel|cluster|faults for one part, ARGS= for pytest
 	@$(PYTHON) -m pytest $(if $(PART),tests/$(PART)) $(ARGS)
+
+soak: env ## the tests that take minutes: many moves, large simulations, hostile input; PART= and ARGS= as above
+	@$(PYTHON) -m pytest -m long $(if $(PART),tests/$(PART)) $(ARGS)
 
 bench: env ## measure pauses, moves and start-up, beside runc and plain CRIU
 	@sh tools/omtools/setup/bootstrap.sh bench
