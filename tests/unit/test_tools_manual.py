@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from omdiscd import app
-from omtools import manual, migrate, mosctl, mosps, mosrun
+from omtools import manual, migrate, mosctl, mosmon, mosps, mosrun
 from omtools.moslab import cli
 
 from mig.config import Config
@@ -49,6 +49,7 @@ TOOLS = {
     "migrate": lambda: help_of(migrate.main),
     "mosps": lambda: help_of(mosps.main),
     "mosrun": lambda: help_of(mosrun.main),
+    "mosmon": lambda: help_of(mosmon.main),
     "mosctl": lambda: "".join(help_of(mosctl.main, *v) for v in ([], *([v] for v in VERBS))),
     "moslab": lambda: cli.parser().format_help() + "".join(help_of_verbs()),
     "omdiscd": lambda: help_of(omdiscd_main),
