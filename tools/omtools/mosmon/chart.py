@@ -201,7 +201,9 @@ def _scale(canvas: Canvas, base: int, tall: int, margin: int, top: float, q: Qua
     for y in range(base - tall, base):
         canvas.put(y, margin, glyphs.side, Style.DIM)
     canvas.put(base, margin, glyphs.corner + glyphs.rule * (canvas.width - margin - 1), Style.DIM)
-    for share in (1.0, 0.75, 0.5, 0.25) if tall >= 8 else (1.0, 0.5):
+    fifths = q in (Quantity.LOAD, Quantity.SPEED) and f"{top:e}"[0] == "5"  # marks at round numbers
+    marks = (1.0, 0.8, 0.6, 0.4, 0.2) if fifths else (1.0, 0.75, 0.5, 0.25)
+    for share in marks if tall >= 8 else (1.0, marks[2]):
         text = value_at(share, top, q)
         y = base - max(1, round(tall * share))
         canvas.put(y, margin - 1 - len(text), text, Style.DIM)

@@ -28,7 +28,8 @@ mosmon shows the pool: a bar, or a row, for each node.
              B  block it, or let guests come again
  any time    ? help   q quit
 
-A load of 1 is 100 % of a standard CPU (speed 1).  Your own node is the bright one, with a * in tables; yellow ones accept no guests."""
+A load of 1 is 100 % of a standard CPU (speed 1).  Your own node is the bright
+one, with a * in tables; yellow ones accept no guests."""
 
 
 class View(Enum):
