@@ -20,6 +20,7 @@ from mig.homefs.locks import allow_interrupts
 from mig.homefs.protocol import TOKEN_SIZE
 from mig.homefs.server import HomeServer
 from mig.kernel import libc
+from mig.trust import links
 
 
 def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
@@ -78,7 +79,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="fileserver %(levelname)s %(message)s")
     allow_interrupts()
     with os.fdopen(args.token_fd, "rb") as f:
-        server = HomeServer(f.read(TOKEN_SIZE), args.root)
+        server = HomeServer(f.read(TOKEN_SIZE), args.root, secure=lambda s: links.answer(s)[0])
+    links.start()
     control = socket.socket(fileno=args.control_fd)
     control.set_inheritable(False)
     family = socket.AF_INET6 if ":" in args.listen else socket.AF_INET

@@ -35,15 +35,17 @@ from mig.cell.house import House
 from mig.cell.positions import Positions
 from mig.cell.proxies import Proxies
 from mig.errors import BadInput, CannotMove, MigError
+from mig.homefs import mount
 from mig.kernel import libc, pidfd
 from mig.migration import faults
 from mig.migration.faults import Fault, reach
 from mig.migration.journal import ABORTED, PREPARED, RUNNING, Journal
 from mig.migration.machine import Outcome, Step
-from mig.migration.peer import SILENCE, Destination, receive_images
+from mig.migration.peer import Destination, receive_images
 from mig.migration.runner import Runner, as_error, describe
 from mig.model import GuestState, NodeInfo, ProcessFacts
 from mig.tasks import Tasks
+from mig.trust import links
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,6 @@ class Keeper:
         self.mid, self.epoch, self.mode = str(request["mid"]), int(request["epoch"]), str(request["mode"])
         self.home = NodeInfo.from_map(request["home"])
         self.facts = ProcessFacts.from_map(request["facts"])
-        self.key = wire.load_key() or bytes(32)
         self.journal = Journal(self.mid, "destination")
         self.work: Path | None = None
         self.agent: socket.socket | None = None
@@ -93,7 +94,8 @@ class Keeper:
         self.work = workdir.make(self.mid, "destination", self.facts.rss)
         asyncio.run(self._connect_home())
         server = self.request["files"]
-        files = (str(server[0]), int(server[1]), bytes(self.request["token"])) if self.mode == "remote" else None
+        token = bytes(self.request["token"])
+        files = mount.connect(str(server[0]), int(server[1]), token, dial=self._dial) if self.mode == "remote" else None
         self.house = House(self.mid, self.mode, self.facts, self.work, files, self.proxies, self._clocks)
 
     async def _connect_home(self) -> None:
@@ -124,8 +126,11 @@ class Keeper:
                 best, found = took, (int(m["monotonic"]) + took // 2 - now[0], int(m["boottime"]) + took // 2 - now[1])
         return found
 
+    def _dial(self, addr: str, port: int) -> socket.socket:
+        return links.dial(self.home.id, addr, port)
+
     async def _connect_agent(self, addr: str, port: int, **hello: Any) -> socket.socket:
-        s = await wire.connect(addr, port, self.key)
+        s = await links.connect(self.home.id, addr, port)
         await wire.asend(s, token=self.request["token"], epoch=self.epoch, **hello)
         return s
 
@@ -135,7 +140,6 @@ class Keeper:
         """Say prepared, follow the source up to GO or abort; then look after the guest until it ends or has moved on."""
         assert self.house is not None
         self.conn.setblocking(False)
-        wire.tune(self.conn, SILENCE)
         try:
             await self._to_the_barrier()
         except Exception as e:  # whatever it is: a copy that was not accepted must end
@@ -313,7 +317,7 @@ class Keeper:
             await self.tell_agent("moved", ok=False, error=CannotMove(f"{what}: it is just being moved").to_wire())
             return
         self.row.state = "moving"
-        source = HostSource(self, Destination(to, self.key), m["request"])
+        source = HostSource(self, Destination(to), m["request"])
         runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)
         timeout = float(m.get("timeout") or 0)
         limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
@@ -372,6 +376,7 @@ def main() -> int:
     conn = socket.socket(fileno=a.conn)
     os.set_inheritable(a.conn, False)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    links.start()  # before the mount namespace of our own, which it would keep alive
     keeper = Keeper(conn, request, NodeInfo.from_map(json.loads(os.environ["MIG_NODE"])))
     try:
         keeper.prepare()
