@@ -38,6 +38,7 @@ from omdiscd.moves import Mover
 from omdiscd.orders import HomeOrders
 from omdiscd.peers import PeerServer
 from omdiscd.recovery import Recovery
+from omdiscd.reload import Reloader, notify_reloading
 from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
 from omdiscd.spawn import Spawner
@@ -63,7 +64,7 @@ def main() -> int:
             return 0
         if os.geteuid() != 0:
             raise MigError("omdiscd must run as root: it freezes, dumps and restores processes of all users")
-        asyncio.run(Daemon(config, args.interfaces).run())
+        asyncio.run(Daemon(config, args.interfaces, args.config).run())
     except MigError as e:
         print("\n".join(f"omdiscd: {line}" if i == 0 else line for i, line in enumerate(e.lines())), file=sys.stderr)
         return e.exit_code
@@ -119,7 +120,7 @@ def notify(text: str) -> None:
 class Daemon:
     """All parts of one node."""
 
-    def __init__(self, config: Config, interfaces: list[str]) -> None:
+    def __init__(self, config: Config, interfaces: list[str], file: Path | None = None) -> None:
         self.config = config
         paths.make_run_dirs()
         cluster = keys.load()
@@ -143,15 +144,17 @@ class Daemon:
             self.members, seal, group=config.multicast if cluster else "", interfaces=self.interfaces,
             me=self.me, changed=self._node_changed,
         )  # fmt: skip
-        self.peers = PeerServer(config, self.sampler, self.guests, self.spawner, self.events)
-        self.targets = Targets(config, lambda: self.members.nodes(time.monotonic()), self.me)
+        self.peers = PeerServer(config, self._nodes, self.sampler, self.guests, self.spawner, self.events)
+        self.targets = Targets(config, self._nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
         self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events)
         self.recovery = Recovery(info.id, self.guests, self.spawner)
+        self.reloader = Reloader(file, config, seal, bool(cluster))
         operations = ops.Operations(
-            config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept
+            config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept,
+            self.reloader.reload,
         )
         self.control = Control(paths.CONTROL, operations.table())
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,6 +163,9 @@ class Daemon:
         """Our own entry; the one object that all parts read."""
         return self.sampler.info
 
+    def _nodes(self) -> list[NodeInfo]:
+        return self.members.nodes(time.monotonic())
+
     async def run(self) -> None:
         """Serve until a signal; raises :class:`MigError` when it cannot start."""
         me = self.me()
@@ -167,6 +173,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup)
         await _only_one()
         try:
             await self.discovery.start()
@@ -203,6 +210,11 @@ class Daemon:
             self.discovery.close()
             self.peers.close()
             self.control.close()
+
+    def _hangup(self) -> None:
+        notify(notify_reloading())
+        self.reloader.at_signal()
+        notify("READY=1")
 
     async def _recover(self) -> None:
         while True:

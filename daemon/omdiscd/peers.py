@@ -40,9 +40,11 @@ _ARRIVAL = 60.0
 class PeerServer:
     """Accepts connections of nodes of the pool; each carries any number of questions, or ends as a keeper's."""
 
-    def __init__(self, config: Config, sampler: Sampler, guests: Guests, spawner: Spawner, events: Events) -> None:
+    def __init__(
+        self, config: Config, nodes: Callable[[], list[NodeInfo]], sampler: Sampler, guests: Guests, spawner: Spawner, events: Events
+    ) -> None:
         self.config, self.sampler, self.guests, self.spawner, self.events = config, sampler, guests, spawner, events
-        self.strangers = Strangers()
+        self.nodes, self.strangers = nodes, Strangers()
         self._greeting = 0
         self.reservations = Reservations()
         self.order: Order | None = None
@@ -156,11 +158,27 @@ class PeerServer:
             self.reservations.hold(now, who, k, mem)
         return {"op": "reserved", "ok": not reasons, "reasons": reasons}
 
+    def _home(self, m: dict[str, Any]) -> NodeInfo | None:
+        """The home that a request names, as the pool knows that node: what a source says of another node's address counts for nothing."""
+        said = NodeInfo.from_map(m["home"])
+        home = next((n for n in self.nodes() if n.id == said.id), None)
+        if home is not None:
+            m["home"] = dataclasses.asdict(home)
+        return home
+
+    def _hosted_mem(self) -> int:
+        home = self.sampler.info.name
+        return sum(k.state.rss for k in self.guests.keepers() if k.state and k.state.home != home)
+
     async def _prepare(self, conn: socket.socket, m: dict[str, Any], source: str) -> None:
-        facts, home = ProcessFacts.from_map(m["facts"]), NodeInfo.from_map(m["home"])
+        facts, home = ProcessFacts.from_map(m["facts"]), self._home(m)
+        if home is None:
+            why = f"{self.sampler.info.name} does not know the home of the process yet, node {m['home'].get('id')}"
+            await wire.asend(conn, op="refused", reasons=[why])
+            return
         who = reservation(home.id, facts.pid)
         info, _, reserved = self.live(but=who)
-        reasons = admit(facts, home, info, self.config, hosted=info.guests, reserved_mem=reserved)
+        reasons = admit(facts, home, info, self.config, hosted=info.guests, reserved_mem=reserved, hosted_mem=self._hosted_mem())
         if int(m.get("v", wire.VERSION)) > wire.VERSION or int(m.get("v", wire.VERSION)) < wire.OLDEST:
             reasons.append(f"{info.name} speaks version {wire.VERSION}, the source {m.get('v')}")
         self.reservations.release(who)

@@ -67,7 +67,8 @@ class Seal:
         self.change([keys] if isinstance(keys, bytes) else keys)
 
     def change(self, keys: list[bytes]) -> None:
-        """Other keys from now on."""
+        """Other keys from now on: the first seals, all open."""
+        self.keys = list(keys)
         self._boxes = [SecretBox(k) for k in keys]
 
     def seal(self, body: dict[str, Any]) -> bytes:
