@@ -34,6 +34,7 @@ from mig.cell.host_source import HostSource
 from mig.cell.house import House
 from mig.cell.positions import Positions
 from mig.cell.proxies import Proxies
+from mig.criu.agreed import Agreement, objections, warm_up
 from mig.errors import BadInput, CannotMove, MigError
 from mig.homefs import mount
 from mig.kernel import libc, pidfd
@@ -91,6 +92,7 @@ class Keeper:
         self.journal.write(PREPARED, keeper=me.pid, start=me.start, boot=me.boot)
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
+        warm_up()
         self.work = workdir.make(self.mid, "destination", self.facts.rss)
         asyncio.run(self._connect_home())
         server = self.request["files"]
@@ -158,6 +160,8 @@ class Keeper:
         t0 = time.monotonic()
         await receive_images(self.conn, head, str(self.work / "img"))
         t1 = time.monotonic()
+        self._as_agreed()
+        t2 = time.monotonic()
         await reach(Fault.BEFORE_RESTORE)
         rest = {int(k): bytes(v) for k, v in head.get("rest", {}).items()}
         await cell.restore(self.proxies.settle(rest, await self._busy()))
@@ -166,7 +170,7 @@ class Keeper:
         self.positions = Positions(self.facts.shared_files, self.guest.pids())
         self.proxies.start(self.guest, cell.tty_master)  # the terminal is as CRIU set it; nothing flows before home attaches
         await reach(Fault.AT_BARRIER)
-        await wire.asend(self.conn, op="ready", images_ms=round((t1 - t0) * 1e3, 1), restore_ms=round((time.monotonic() - t1) * 1e3, 1))
+        await wire.asend(self.conn, op="ready", images_ms=round((t1 - t0) * 1e3, 1), restore_ms=round((time.monotonic() - t2) * 1e3, 1))
         word = await wire.arecv(self.conn)
         if word.get("op") != "go":
             self._told_to_abort = word.get("op") == "abort"
@@ -181,6 +185,16 @@ class Keeper:
         except Exception as e:  # whatever it is, the guest runs: the source asks our omdiscd for the answer that it did not get
             log.warning("the answer to GO is lost: %s", e)
             self.conn.close()
+
+    def _as_agreed(self) -> None:
+        """Raises :class:`MigError` when the images are not what was admitted: then CRIU does not see them."""
+        assert self.work is not None
+        began = time.monotonic()
+        agreed = Agreement.of(self.facts, root_allowed=bool(self.request.get("root_allowed")))
+        reasons = objections(self.work / "img", agreed)
+        log.info("images looked at in %.1f ms", (time.monotonic() - began) * 1e3)
+        if reasons:
+            raise MigError(f"{self.node.name} does not restore what it was sent: it is not what was agreed", reasons=reasons)
 
     async def _busy(self) -> list[int]:
         """At home: outputs of which the agent still holds bytes that a slow reader has not taken."""
