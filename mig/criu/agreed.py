@@ -212,7 +212,8 @@ class _Look:
 
     def _ghost(self, name: str) -> None:
         """A deleted file: CRIU makes it anew, as root, with the mode that the image says."""
-        data = (self.img / f"{name}.img").open("rb").read(1 << 16)
+        with (self.img / f"{name}.img").open("rb") as f:
+            data = f.read(1 << 16)  # the entry; the file's content follows
         (n,) = struct.unpack_from("<I", data, 8)
         e = layout.image("ghost_file").ghost_file_entry()
         e.ParseFromString(data[12 : 12 + n])
