@@ -51,6 +51,7 @@ class NodeInfo(Mapped):
     why_not: str = ""
     age_s: float = 0.0
     version: str = ""
+    fingerprint: str = ""  # of its certificate (mig.trust.store)
 
 
 @dataclass

@@ -17,13 +17,14 @@ import time
 from pathlib import Path
 
 import mig
-from mig import paths, wire
+from mig import paths
 from mig.config import Config, load, split_address
 from mig.deputy import orphan
 from mig.errors import MigError
 from mig.kernel import pidfd, procfs
 from mig.migration.sweep import sweep
 from mig.model import GuestState, NodeInfo
+from mig.trust import keys, links, store
 from omdiscd import discovery as net
 from omdiscd import ops, resources
 from omdiscd.balancer import Balancer
@@ -37,6 +38,7 @@ from omdiscd.moves import Mover
 from omdiscd.orders import HomeOrders
 from omdiscd.peers import PeerServer
 from omdiscd.recovery import Recovery
+from omdiscd.reload import Reloader, notify_reloading
 from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
 from omdiscd.spawn import Spawner
@@ -62,7 +64,7 @@ def main() -> int:
             return 0
         if os.geteuid() != 0:
             raise MigError("omdiscd must run as root: it freezes, dumps and restores processes of all users")
-        asyncio.run(Daemon(config, args.interfaces).run())
+        asyncio.run(Daemon(config, args.interfaces, args.config).run())
     except MigError as e:
         print("\n".join(f"omdiscd: {line}" if i == 0 else line for i, line in enumerate(e.lines())), file=sys.stderr)
         return e.exit_code
@@ -118,38 +120,41 @@ def notify(text: str) -> None:
 class Daemon:
     """All parts of one node."""
 
-    def __init__(self, config: Config, interfaces: list[str]) -> None:
+    def __init__(self, config: Config, interfaces: list[str], file: Path | None = None) -> None:
         self.config = config
         paths.make_run_dirs()
-        key = wire.load_key()
-        if key is None:
+        cluster = keys.load()
+        if not cluster:
             log.warning("no cluster key in %s: this node speaks on loopback only, with nobody", paths.KEY)
-        info, self.interfaces = _identity(config, interfaces, key)
+        info, self.interfaces = _identity(config, interfaces, bool(cluster))
+        self.known = links.known()
         self.events = Events()
         self.sampler = Sampler(config, info)
         self.guests = Guests(self.me, self.events.relay, self._guests_changed)
         self.guests.on_agent_gone = self._agent_gone
         self.spawner = Spawner(self.me, self.guests, faults=config.faults)
-        self.sampler.helpers = lambda: self.spawner.pids | self.guests.helpers()
+        self.sampler.helpers = lambda: self.spawner.pids | self.guests.helpers() | {links.pid()}
         self.sampler.guests = self.guests.hosts
         # without a key: one that nobody else has, so that local users can neither join nor order
-        self.key = key or os.urandom(32)
+        seal = Seal(cluster or [os.urandom(keys.SIZE)], info.id, info.incarnation)
         timing = Timing(config.hello_s, config.gossip_s, config.suspect_s, config.dead_s, config.forget_s, config.fanout)
-        seeds = [split_address(s, config.port) for s in config.seeds] if key else []
+        seeds = [split_address(s, config.port) for s in config.seeds] if cluster else []
         self.members = Membership(info, seeds, timing, random.Random(), time.monotonic())
         self.discovery = Discovery(
-            self.members, Seal(self.key, info.id, info.incarnation), group=config.multicast if key else "", interfaces=self.interfaces,
+            self.members, seal, group=config.multicast if cluster else "", interfaces=self.interfaces,
             me=self.me, changed=self._node_changed,
         )  # fmt: skip
-        self.peers = PeerServer(config, self.key, self.sampler, self.guests, self.spawner, self.events)
-        self.targets = Targets(config, self.key, lambda: self.members.nodes(time.monotonic()), self.me)
+        self.peers = PeerServer(config, self._nodes, self.sampler, self.guests, self.spawner, self.events)
+        self.targets = Targets(config, self._nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
         self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events)
         self.recovery = Recovery(info.id, self.guests, self.spawner)
+        self.reloader = Reloader(file, config, seal, bool(cluster))
         operations = ops.Operations(
-            config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept
+            config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept,
+            self.reloader.reload,
         )
         self.control = Control(paths.CONTROL, operations.table())
         self._tasks: set[asyncio.Task[None]] = set()
@@ -158,6 +163,9 @@ class Daemon:
         """Our own entry; the one object that all parts read."""
         return self.sampler.info
 
+    def _nodes(self) -> list[NodeInfo]:
+        return self.members.nodes(time.monotonic())
+
     async def run(self) -> None:
         """Serve until a signal; raises :class:`MigError` when it cannot start."""
         me = self.me()
@@ -165,12 +173,15 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup)
         await _only_one()
         try:
             await self.discovery.start()
             self.peers.start(me.addr, me.port)
         except OSError as e:
             raise MigError(f"cannot listen on {me.addr} port {me.port}: {e.strerror}", hint="is another omdiscd running here?") from e
+        links.start()
+        self._learn()
         self.jobs.load()
         self.guests.look()
         self.control.start()
@@ -180,6 +191,7 @@ class Daemon:
         )
         parts = (
             self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
+            self._keep_learning,
         )  # fmt: skip
         tasks = [asyncio.ensure_future(p()) for p in parts]
         waiting = asyncio.ensure_future(stop.wait())
@@ -199,11 +211,25 @@ class Daemon:
             self.peers.close()
             self.control.close()
 
+    def _hangup(self) -> None:
+        notify(notify_reloading())
+        self.reloader.at_signal()
+        notify("READY=1")
+
     async def _recover(self) -> None:
         while True:
             await asyncio.sleep(_RECOVERY_S)
             self.recovery.look()
             await asyncio.to_thread(sweep)
+
+    async def _keep_learning(self) -> None:
+        while True:
+            self._learn()
+            await asyncio.sleep(1)
+
+    def _learn(self) -> None:
+        """Whose certificate is whose, from gossip, for all processes of this node."""
+        self.known.write((n.id, n.name, n.fingerprint) for n in (*self.members.nodes(time.monotonic()), self.me()))
 
     # -- what parts tell each other -----------------------------------------------------------------------------------------------
 
@@ -233,6 +259,7 @@ class Daemon:
     def _node_changed(self, c: Changed) -> None:
         n = c.node
         outcome = "rebooted" if c.rebooted else n.state
+        self._learn()
         log.info("node %s (%s) is %s%s", n.name, n.addr, outcome, f", was {c.before}" if c.before else "")
         self.events.add("node", to=n.name, outcome=outcome, reason=f"was {c.before}" if c.before else "new")
         if c.rebooted or n.state in ("alive", "dead", "left"):
@@ -241,11 +268,11 @@ class Daemon:
             task.add_done_callback(self._tasks.discard)
 
 
-def _identity(config: Config, interfaces: list[str], key: bytes | None) -> tuple[NodeInfo, list[str]]:
+def _identity(config: Config, interfaces: list[str], key: bool) -> tuple[NodeInfo, list[str]]:
     """Our entry, and the interfaces to say hello on; raises :class:`MigError` for an interface that does not exist."""
     chosen = interfaces or list(config.interfaces)
     try:
-        if key is None:
+        if not key:
             addr, chosen = "127.0.0.1", []
         else:
             addr = config.addr or (net.first_address(chosen[0]) if chosen else net.default_address())
@@ -253,7 +280,7 @@ def _identity(config: Config, interfaces: list[str], key: bytes | None) -> tuple
                 socket.if_nametoindex(name)
     except (LookupError, OSError) as e:
         raise MigError(f"cannot use interface {', '.join(chosen)}: {e}", hint="see: ip address") from e
-    if key is not None and not chosen and (name := net.interface_of(addr)):
+    if key and not chosen and (name := net.interface_of(addr)):
         chosen = [name]
     blocked = ops.is_blocked() or not config.accept
     info = NodeInfo(
@@ -261,6 +288,7 @@ def _identity(config: Config, interfaces: list[str], key: bytes | None) -> tuple
         incarnation=time.time_ns() // 1_000_000, boot=node_boot(),
         speed=config.speed or resources.speed(), cpus=config.cpus or resources.cpus(),
         accepting=not blocked, why_not="blocked by its administrator" if blocked else "", version=mig.__version__,
+        fingerprint=store.make_identity(),
     )  # fmt: skip
     return info, chosen
 

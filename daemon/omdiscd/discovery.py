@@ -13,8 +13,9 @@ from typing import Any
 import psutil
 
 from mig.model import NodeInfo
+from mig.trust.strangers import Strangers
 from omdiscd.gossip import GROUP, Changed, Membership, Outcome, Send
-from omdiscd.seal import Seal, SealError
+from omdiscd.seal import Reflected, Seal, SealError
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Discovery:
         self.members, self.seal, self.group, self.interfaces, self._me, self._changed = members, seal, group, interfaces, me, changed
         self.rejected = 0
         """Datagrams that were not sealed with our key, damaged or repeated."""
+        self.strangers = Strangers()
         self.multicast_heard = 0
         self._sock: socket.socket | None = None
         self._transports: list[asyncio.DatagramTransport] = []
@@ -92,20 +94,25 @@ class Discovery:
         try:
             body = self.seal.open(data)
             outcome = self.members.datagram(time.monotonic(), (source[0], source[1]), body)
-        except SealError as e:
-            self.rejected += 1
-            if str(e) != "seen before":
-                self._once(f"datagrams from {source[0]} are ignored: {e}")
+        except Reflected:
+            if not group:  # our own hello to the group comes back by itself
+                self._refuse(source, "sends our own datagrams back to us")
             return
-        except ValueError as e:
-            self.rejected += 1
-            self._once(f"datagrams from {source[0]} make no sense: {e}")
+        except SealError as e:
+            self._refuse(source, f"its datagrams are ignored: {e}")
+            return
+        except (ValueError, TypeError, KeyError) as e:
+            self._refuse(source, f"its datagrams make no sense: {e}")
             return
         if group and body["f"] != self.members.me.id:
             self.multicast_heard += 1
         if self.members.clash:
             self._once(f"node {self.members.clash} uses our id {self.members.me.id}: give one of the two another id in its configuration")
         self._apply(outcome)
+
+    def _refuse(self, source: tuple[Any, ...], why: str) -> None:
+        self.rejected += 1
+        self.strangers.say(log, str(source[0]), why)
 
     def close(self) -> None:
         """Close all sockets."""

@@ -21,9 +21,9 @@ GROUP = ("", 0)
 """Destination of a datagram that goes to the multicast group."""
 _FIELDS = (
     "id", "name", "addr", "port", "state", "incarnation", "boot", "speed", "cpus", "load", "mem_total", "mem_free", "guests", "accepting",
-    "why_not", "version",
+    "why_not", "version", "fingerprint",
 )  # fmt: skip
-_TYPES = (int, str, str, int, str, int, str, float, float, float, int, int, int, bool, str, str)
+_TYPES = (int, str, str, int, str, int, str, float, float, float, int, int, int, bool, str, str, str)
 _BUDGET = 1250
 """Bytes of entries in one datagram; the rest is the seal and the frame."""
 _STALLED = 2.0

@@ -12,7 +12,7 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mig import wire
 from mig.errors import MigError
@@ -30,10 +30,20 @@ class MountError(MigError):
     """Home's files could not be mounted; nothing is left of the attempt."""
 
 
+Connections = tuple[list[socket.socket], socket.socket]
+Dial = Callable[[str, int], socket.socket]
+
+
+def _bare(addr: str, port: int) -> socket.socket:
+    """Without encryption: for a server on this machine."""
+    return socket.create_connection((addr, port), timeout=START_S)
+
+
 def connect(
-    addr: str, port: int, token: bytes, *, channels: int = CHANNELS, mount_id: bytes | None = None
-) -> tuple[list[socket.socket], socket.socket]:
+    addr: str, port: int, token: bytes, *, channels: int = CHANNELS, mount_id: bytes | None = None, dial: Dial = _bare
+) -> Connections:
     """Connections of one new mount to the server at ``addr``: those for requests, and the one for notifications; blocking.
+    ``dial`` makes one connection: :func:`mig.trust.links.dial` where the server is another node's.
 
     Raises :class:`MountError` when nobody answers, or the server does not accept ``token``.
     """
@@ -41,8 +51,9 @@ def connect(
     made: list[socket.socket] = []
     try:
         for kind in [p.REQUESTS] * channels + [p.NOTIFICATIONS]:
-            s = socket.create_connection((addr, port), timeout=START_S)
+            s = dial(addr, port)
             made.append(s)
+            s.settimeout(START_S)
             wire.tune(s)
             s.sendall(p.GREETING.pack(token, kind, mount_id))
             if wire.recv_exact(s, len(p.ACCEPTED)) != p.ACCEPTED:

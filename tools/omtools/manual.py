@@ -38,7 +38,7 @@ _TAIL = """
     interfaces = ["eth1"]
     seeds = ["192.168.1.10"]
     auto = "all"
-    uids = [1000, 1999]
+    allow_uids = [1000, 1999]
 
 ## SEE ALSO
 
