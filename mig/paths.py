@@ -24,6 +24,11 @@ FAULTS = RUN / "faults"
 LOGS = RUN / "log"
 """stderr of agents and keepers."""
 
+LOGINS = RUN / "logins"
+"""mospam's notes: one file a session, named by the pid of the process that opened it (see mig/pam/mospam.c)."""
+BELL = RUN / "bell.sock"
+"""Where mospam tells omdiscd that a note has come or gone."""
+
 CONFIG = Path(os.environ.get("MIG_CONFIG", "/etc/mig/omdiscd.toml"))
 KEY = Path(os.environ.get("MIG_KEY", "/etc/mig/cluster.key"))
 
@@ -37,3 +42,4 @@ def make_run_dirs() -> None:
     """Create the run-time tree, readable by all (sockets have their own modes), writable by root."""
     for d in (RUN, AGENTS, KEEPERS, JOURNAL, WORK, FAULTS, LOGS):
         d.mkdir(mode=0o755, parents=True, exist_ok=True)
+    LOGINS.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The two C programs: the deputy, a static program without libc, and CRIU's shim, a preloaded library."""
+"""The C programs: the deputy, a static program without libc; mospam, which PAM calls; CRIU's shim, a preloaded library."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _DEPUTY = [
     *("-O1", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-builtin", "-fcf-protection=none"),
     *("-fno-pie", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-s"),
 ]
+_MOSPAM = ["-O2", "-Wall", "-Wextra", "-static", "-s"]
 _SHIM = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Wno-builtin-declaration-mismatch"]
 SHIM = LIBEXEC / "shim.so"
 
@@ -23,6 +24,7 @@ def build() -> None:
     if platform.machine() != "x86_64":
         raise SetupError(f"this machine is {platform.machine()}", "the deputy and the kernel layer know x86-64 only")
     _compile(ROOT / "mig" / "deputy" / "deputy.c", LIBEXEC / "deputy", _DEPUTY)
+    _compile(ROOT / "mig" / "pam" / "mospam.c", LIBEXEC / "mospam", _MOSPAM)
     _compile(ROOT / "mig" / "criu" / "shim.c", SHIM, _SHIM)
 
 
