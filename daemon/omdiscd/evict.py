@@ -151,7 +151,9 @@ class Evictor:
                 log.warning("process %d of %s: %s", state.pid, state.home, e)
                 return
             except (MigError, OSError) as e:
-                failures.append(f"{to.name}: {'; '.join(getattr(e, 'reasons', [])) or e}")
+                text = "; ".join(getattr(e, "reasons", [])) or str(e)
+                if text not in failures:  # an obstacle of its own is the same wherever it would go
+                    failures.append(text)
             else:
                 self._tell(state, outcome="arrived", to=to.name)
                 return

@@ -53,6 +53,7 @@ class Owner:
         self.share = GuestShare(guests, sampler.info.name, config.guest_nice)
         self.bell = Bell(paths.BELL, self.look)
         self.sessions: tuple[Session, ...] = ()
+        self._begun = False
 
     @property
     def _me(self) -> NodeInfo:
@@ -80,6 +81,7 @@ class Owner:
         self.sessions = self.presence.sessions()
         for instruction in self.membership.step(self._facts()):
             self._do(instruction)
+        self._begun = True
         self.share.apply()
 
     def _facts(self) -> Facts:
@@ -103,8 +105,8 @@ class Owner:
                 self.evictor.stop(OWNER)
                 self.doors.set(OWNER, "")
             case Changed(state=state, before=before, why=why):
-                if state is State.IN and before is State.OUT and not self.membership.since:
-                    return
+                if state is State.IN and not self._begun:
+                    return  # that it begins in the pool is no news
                 log.info("%s, was %s: %s", state, before, why)
                 self.events.add("pool", home=self._me.name, outcome=str(state), reason=why)
 
