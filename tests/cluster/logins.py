@@ -61,7 +61,7 @@ def start_sshd(lab: Any, node: str) -> int:
 
 def ssh(user: str, command: str) -> list[str]:
     """The command line of an ssh login over the node's loopback."""
-    options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o BatchMode=yes".split()
+    options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes"]
     return ["ssh", "-F", "none", *options, "-i", "/run/sshd/user", "-p", str(PORT), f"{user}@127.0.0.1", command]
 
 

@@ -181,7 +181,8 @@ def test_nobody_but_pam_is_believed(desk: Any) -> None:
     assert "Permission denied" in r.stderr and not r.stdout
     # values that could not stand in a note: the login goes on, nothing is counted
     service = desk.path("n2", "/etc/pam.d/mig-odd")
-    service.write_text(f"auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_exec.so seteuid {logins.MOSPAM}\n")
+    head = "auth required pam_permit.so\naccount required pam_permit.so\n"
+    service.write_text(f"{head}session required pam_exec.so seteuid {logins.MOSPAM}\n")
     r = desk.run("n2", ["pamtester", "-I", "rhost=a\nuser=root", "mig-odd", "ann", "open_session"])
     assert r.returncode == 0, r.stderr
     assert logins.pool(desk, "n2")["state"] == "in-pool" and not logins.pool(desk, "n2")["sessions"]
@@ -301,7 +302,8 @@ def story(lab: Any, logins_and_outs: int, seed: int, guests: int) -> None:
     counts = end_counters(lab, pids)
     lost = [e for e in events(lab, "n1") if e["kind"] == "lost"]
     assert not lost, lost
-    print(f"{logins_and_outs} logins and logouts, seed {seed}: {guests} guests printed {counts} numbers; leaving was seen after {max(waits, default=0):.2f} s at most")
+    slowest = max(waits, default=0.0)
+    print(f"{logins_and_outs} logins and logouts, seed {seed}: guests printed {counts} numbers; leaving was seen after {slowest:.2f} s at most")
 
 
 def test_people_come_and_go_and_no_guest_is_lost(desk: Any) -> None:
