@@ -134,9 +134,11 @@ class Owner:
         """For ``mosctl pool``."""
         m, now = self.membership, time.monotonic()
         counted = {s.pid for s in m.counted(self.sessions)}
+        me, blocked = self._me, m.state is State.IN and not self._me.accepting
         idle = self.presence.idle_s(tuple(s for s in self.sessions if s.pid in counted))
         return {
-            "node": self._me.name, "state": str(m.state), "why": m.why, "accepting": self._me.accepting, "why_not": self._me.why_not,
+            "node": me.name, "state": "blocked" if blocked else str(m.state), "why": me.why_not if blocked else m.why,
+            "accepting": me.accepting, "why_not": me.why_not,
             "since_s": round(now - m.since, 1), "rejoins_in_s": m.rejoins_in(now), "leave_on": self.config.leave_on,
             "rejoin_after": self.config.rejoin_after, "idle_s": round(idle, 1) if idle < 1e9 else None, "guest_share": self.share.how,
             "guests": self.evictor.running(), "frozen": [

@@ -32,7 +32,7 @@ class OwnerOperations:
         report = self.owner.report()
         if call.caller.uid != 0:
             report["sessions"] = []
-            report["why"] = self.owner.membership.public
+            report["why"] = report["why_not"]
         return {"pool": report}
 
     async def expel(self, call: Call) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def test_expel_and_bring_by_hand(desk: Any) -> None:
     assert all(where(desk, p) == "n1" for p in pids) and r.stderr.count("went to n1") == 3
     assert not logins.seen_from(desk, "n1", "n2")["accepting"]
     desk.restart_daemon("n2")
-    assert logins.pool(desk, "n2")["why_not"].startswith("blocked"), "it stays so over a restart"
+    assert logins.pool(desk, "n2")["why"].startswith("blocked"), "it stays so over a restart"
     desk.run("n2", "mosctl noblock", check=True)
     for p, to in zip(pids, ("n2", "n3", "n2"), strict=True):
         migrate(desk, p, to)
@@ -303,7 +303,7 @@ def story(lab: Any, logins_and_outs: int, seed: int, guests: int) -> None:
     lost = [e for e in events(lab, "n1") if e["kind"] == "lost"]
     assert not lost, lost
     slowest = max(waits, default=0.0)
-    print(f"{logins_and_outs} logins and logouts, seed {seed}: guests printed {counts} numbers; leaving was seen after {slowest:.2f} s at most")
+    print(f"{logins_and_outs} logins and outs, seed {seed}: guests printed {counts} numbers; left after {slowest:.2f} s at most")
 
 
 def test_people_come_and_go_and_no_guest_is_lost(desk: Any) -> None:

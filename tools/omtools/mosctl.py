@@ -147,7 +147,12 @@ def _block(a: argparse.Namespace) -> int:
 
 
 def _noblock(a: argparse.Namespace) -> int:
-    return _switch(a, "noblock", "guests may come to this node")
+    answer = _call("noblock")
+    if a.json:
+        output.print_json({"accepting": answer.get("accepting", True), "why_not": answer.get("why_not", "")})
+    else:
+        print("guests may come to this node" if answer.get("accepting", True) else f"it is not blocked any more, but {answer['why_not']}")
+    return 0
 
 
 def _lock(a: argparse.Namespace) -> int:

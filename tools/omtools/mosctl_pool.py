@@ -49,8 +49,6 @@ def _pool(a: argparse.Namespace) -> int:
         output.print_json(p)
         return 0
     print(f"{p['node']}: {p['state']}" + (f": {p['why']}" if p["why"] else ""))
-    if not p["accepting"] and p["state"] == "in-pool":
-        print(f"  takes no guests: {p['why_not']}")
     print(f"  leave_on = {p['leave_on']}, rejoin_after = {p['rejoin_after']}")
     if p["rejoins_in_s"] is not None:
         print(f"  back in the pool in {p['rejoins_in_s']:.0f} s, if nobody shows up")

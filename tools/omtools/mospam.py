@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-TEXT = """usage: mospam [--run DIR]
+TEXT = """usage: mospam [--run DIR] [--help] [--version]
 
 Tells omdiscd that a session of a person has opened or closed. PAM runs it, by a line of /etc/pam.d:
 
