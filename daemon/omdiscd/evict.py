@@ -33,7 +33,7 @@ LOOK = 0.5
 AT_ONCE = 3
 """Guests that leave at the same time: a move waits for processes to start at both ends more than for the line."""
 AT_ONCE_FAST = 8
-AGAIN = 5.0
+AGAIN = 3.0
 """Seconds after which a guest that nobody took is tried again."""
 ASKED = 3
 """Nodes that are asked before a guest goes home."""

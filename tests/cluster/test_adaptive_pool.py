@@ -224,21 +224,21 @@ def row(lab: Any, pid: int) -> dict[str, Any]:
 
 
 def test_expel_and_bring_by_hand(desk: Any) -> None:
-    pids = counters(desk, 3)
+    pids = counters(desk, 2)
     r = desk.run("n2", ["mosctl", "expel", "--fast"])
-    assert r.returncode == 0 and r.stdout == "3 guests left\n", r.stderr
-    assert all(where(desk, p) == "n1" for p in pids) and r.stderr.count("went to n1") == 3
+    assert r.returncode == 0 and r.stdout == "2 guests left\n", r.stderr
+    assert all(where(desk, p) == "n1" for p in pids) and r.stderr.count("went to n1") == 2
     assert not logins.seen_from(desk, "n1", "n2")["accepting"]
     desk.restart_daemon("n2")
     assert logins.pool(desk, "n2")["why"].startswith("blocked"), "it stays so over a restart"
     desk.run("n2", "mosctl noblock", check=True)
-    for p, to in zip(pids, ("n2", "n3", "n2"), strict=True):
+    for p, to in zip(pids, ("n2", "n3"), strict=True):
         migrate(desk, p, to)
     for verb in ("expel", "bring"):
         assert desk.run("n1", ["mosctl", verb], 1001).returncode == 6
     r = desk.run("n1", ["mosctl", "bring", "--json"], check=True)
     told = json.loads(r.stdout)
-    assert told["moved"] == 3 and {g["pid"] for g in told["guests"]} == set(pids)
+    assert told["moved"] == 2 and {g["pid"] for g in told["guests"]} == set(pids)
     assert all(where(desk, p) == "n1" for p in pids)
     assert all(n > 5 for n in end_counters(desk, pids))
 
@@ -264,7 +264,7 @@ def test_guests_yield_to_the_nodes_own_work(desk: Any) -> None:
             desk.wait_for(lambda: cpu()[0] - a >= seconds, 60, "the own process had its time")
             return (cpu()[1] - b) / (cpu()[0] - a)
 
-        usual = compete(1.0)
+        usual = compete(0.5)
         print(f"the guest got {usual:.3f} of what the node's own process got (nice 10: 0.107)")
         assert usual < 0.5
         desk.signal("n2", own, signal.SIGKILL)
@@ -307,7 +307,7 @@ def story(lab: Any, logins_and_outs: int, seed: int, guests: int) -> None:
 
 
 def test_people_come_and_go_and_no_guest_is_lost(desk: Any) -> None:
-    story(desk, 12, 1, 2)
+    story(desk, 10, 1, 2)
 
 
 @pytest.mark.long
