@@ -17,9 +17,11 @@ demo: env ## watch real programs move from a busy node to idle ones, and finish 
 	@$(PYTHON) -m omtools.demo
 
 test: env ## all tests; PART=unit|kernel|cluster|faults for one part, ARGS= for pytest
+	@sh tools/omtools/setup/bootstrap.sh test
 	@$(PYTHON) -m pytest $(if $(PART),tests/$(PART)) $(ARGS)
 
 soak: env ## the tests that take minutes: many moves, large simulations, hostile input; PART= and ARGS= as above
+	@sh tools/omtools/setup/bootstrap.sh test
 	@$(PYTHON) -m pytest -m long $(if $(PART),tests/$(PART)) $(ARGS)
 
 bench: env ## measure pauses, moves and start-up, beside runc and plain CRIU

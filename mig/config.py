@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from mig import paths
+from mig.adaptive.rules import Rejoin
 from mig.errors import BadInput
 
 AUTO = ("mosrun", "all", "none")
@@ -124,6 +125,28 @@ class Config:
     # A move that takes longer is abandoned unless the user gave --timeout; before its commit that means: runs where it was.
     move_timeout_s: float = 300.0
 
+    # -- whose machine it is --------------------------------------------------------------------------------------------------------
+
+    # When the node leaves the pool: "login" while anybody is logged in (ssh too), "console-login" while somebody sits at this machine,
+    # "active-user" while somebody who is logged in uses it or local users' own work keeps it busy, "never".  Never is the default because
+    # on a cluster people log in to start jobs; a desktop wants "login" or "active-user".  See docs/adaptive-pool.md.
+    leave_on: Literal["login", "console-login", "active-user", "never"] = "never"
+    # How long after that it is back: "5m", "90s", "1h" after the last logout; with " idle" it is enough that nobody has touched keyboard,
+    # mouse or terminal for that long, so that a forgotten session does not keep the machine out for ever.  Shorter: more work for the
+    # pool; cost: guests come and go with every pause of the owner's.
+    rejoin_after: str = "5m idle"
+    # Linger: instead of leaving, take no new guests and keep those that are here at idle priority, until the owner feels them (memory
+    # gets short).  More work done; cost: caches and memory are shared with the owner.
+    linger: bool = False
+    # "active-user": this many busy threads of local users (no guests, no jobs of mosrun) count as somebody at work.
+    owner_load: float = 0.5
+    # Services of PAM whose sessions are nobody's presence.
+    ignore_sessions: tuple[str, ...] = ("cron", "crond", "atd", "systemd-user", "sudo", "sudo-i", "runuser", "runuser-l", "polkit-1")
+    # Nice value of other nodes' guests as a group against this node's own processes: 0 equal, 10 a ninth, 19 a sixty-eighth of a CPU for
+    # which both compete; -1 leaves them alone.  Lower numbers: guests get on beside local work; cost: local users feel them.  Ten is hardly
+    # felt, and a guest that starves is moved on by the balancer.
+    guest_nice: int = 10
+
     @classmethod
     def from_map(cls, m: dict[str, Any], *, source: str = "configuration") -> Self:
         """Check types and ranges of a parsed TOML table; raises :class:`BadInput` with every mistake found."""
@@ -175,6 +198,12 @@ class Config:
                 out.append(f"{f} = [{low}, {high}]: first is greater than last")
             elif low <= 0:
                 out.append(f"{f} = [{low}, {high}]: begins below 1; root's processes are let in by allow_root_guests")
+        try:
+            Rejoin.parse(self.rejoin_after)
+        except ValueError as e:
+            out.append(f"rejoin_after = {e}")
+        if not -1 <= self.guest_nice <= 19:
+            out.append(f"guest_nice = {self.guest_nice}: must be 0..19, or -1 to leave guests alone")
         return out
 
     def describe(self) -> str:
@@ -187,7 +216,7 @@ _NOT_NEGATIVE = (
     "speed", "cpus", "mem_total", "max_guests", "max_memory", "mem_reserve",
     "min_age_s", "rest_s", "epsilon_home", "epsilon_placed", "freeze_s",
     "setup_s",
-    "transfer_cpu",
+    "transfer_cpu", "owner_load",
 )  # fmt: skip
 
 

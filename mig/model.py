@@ -128,7 +128,7 @@ class GuestState(Mapped):
     pid: int  # pid at home
     home: str
     where: str
-    state: str  # running | moving | stopped | in-doubt | settling | unreachable
+    state: str  # running | moving | stopped | frozen | in-doubt | settling | unreachable
     nmigs: int = 0
     locked: bool = False
     cantmove: list[str] = field(default_factory=list)

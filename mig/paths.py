@@ -26,6 +26,11 @@ LOGS = RUN / "log"
 TRUST = RUN / "trust"
 """This node's private key, and whose certificate is whose (mig.trust.store); for root alone."""
 
+LOGINS = RUN / "logins"
+"""mospam's notes: one file a session, named by the pid of the process that opened it (see mig/pam/mospam.c)."""
+BELL = RUN / "bell.sock"
+"""Where mospam tells omdiscd that a note has come or gone."""
+
 CONFIG = Path(os.environ.get("MIG_CONFIG", "/etc/mig/omdiscd.toml"))
 KEY = Path(os.environ.get("MIG_KEY", "/etc/mig/cluster.key"))
 
@@ -40,3 +45,4 @@ def make_run_dirs() -> None:
     for d in (RUN, AGENTS, KEEPERS, JOURNAL, WORK, FAULTS, LOGS):
         d.mkdir(mode=0o755, parents=True, exist_ok=True)
     TRUST.mkdir(mode=0o700, exist_ok=True)
+    LOGINS.mkdir(mode=0o700, exist_ok=True)

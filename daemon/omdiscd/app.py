@@ -30,12 +30,16 @@ from omdiscd import ops, resources
 from omdiscd.balancer import Balancer
 from omdiscd.control import Control
 from omdiscd.discovery import Discovery
+from omdiscd.doors import Doors
 from omdiscd.events import Events
+from omdiscd.evict import ADMINISTRATOR, Evictor
 from omdiscd.gossip import Changed, Membership, Timing
 from omdiscd.guests import Guests
 from omdiscd.jobs import Jobs
 from omdiscd.moves import Mover
 from omdiscd.orders import HomeOrders
+from omdiscd.owner import Owner
+from omdiscd.owner_ops import OwnerOperations
 from omdiscd.peers import PeerServer
 from omdiscd.recovery import Recovery
 from omdiscd.reload import Reloader, notify_reloading
@@ -156,7 +160,12 @@ class Daemon:
             config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept,
             self.reloader.reload,
         )
-        self.control = Control(paths.CONTROL, operations.table())
+        self.doors = Doors(self._doors_changed)
+        self.evictor = Evictor(self.mover, self.guests, self.targets, self.events)
+        self.owner = Owner(config, self.sampler, self.guests, self.jobs, self.doors, self.evictor, self.events)
+        self.control = Control(
+            paths.CONTROL, operations.table() | OwnerOperations(self.owner, self.evictor, self.accept).table()
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def me(self) -> NodeInfo:
@@ -184,6 +193,11 @@ class Daemon:
         self._learn()
         self.jobs.load()
         self.guests.look()
+        self.doors.set(ADMINISTRATOR, self.me().why_not)  # blocked before, or by the configuration
+        try:
+            self.owner.start()
+        except OSError as e:
+            raise MigError(f"cannot listen on {paths.BELL}: {e.strerror}") from e
         self.control.start()
         where = ", ".join(self.discovery.interfaces) or "no interface"
         log.info(
@@ -192,6 +206,7 @@ class Daemon:
         parts = (
             self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
             self._keep_learning,
+            self.owner.run, self.evictor.run,
         )  # fmt: skip
         tasks = [asyncio.ensure_future(p()) for p in parts]
         waiting = asyncio.ensure_future(stop.wait())
@@ -207,6 +222,7 @@ class Daemon:
             for t in (*tasks, *self._tasks, waiting):
                 t.cancel()
             await asyncio.gather(*tasks, waiting, return_exceptions=True)
+            self.owner.close()
             self.discovery.close()
             self.peers.close()
             self.control.close()
@@ -234,15 +250,22 @@ class Daemon:
     # -- what parts tell each other -----------------------------------------------------------------------------------------------
 
     def accept(self, on: bool, why_not: str) -> None:
-        """Take guests in or not, and tell everybody at once."""
-        me = self.me()
-        me.accepting, me.why_not = on, why_not
+        """The administrator's word: take guests in or not."""
         ops.remember_block(not on)
+        if on:
+            self.evictor.stop(ADMINISTRATOR)
+        self.doors.set(ADMINISTRATOR, why_not)
+        self.events.add("block" if not on else "noblock", home=self.me().name, reason=why_not)
+
+    def _doors_changed(self, accepting: bool, why_not: str) -> None:
+        """Tell everybody at once."""
+        me = self.me()
+        me.accepting, me.why_not = accepting, why_not
         self.discovery.urgent()
-        self.events.add("block" if not on else "noblock", home=me.name, reason=why_not)
 
     def _guests_changed(self) -> None:
         self.me().guests = self.guests.hosted()
+        self.evictor.look_soon()
 
     def _agent_gone(self, pid: int, state: GuestState | None) -> None:
         """An agent that ended by itself has ended its deputy before; one that was killed leaves it, and its guest ends on its host."""

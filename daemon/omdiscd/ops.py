@@ -195,10 +195,11 @@ class Operations:
         return {}
 
     async def noblock(self, call: Call) -> dict[str, Any]:
-        """Guests are welcome again."""
+        """``{}`` -> ``{accepting, why_not}``: the administrator has nothing against guests any more; its owner still may have."""
         _only_root(call.caller, "unblock this node")
         self._accept(True, "")
-        return {}
+        me = self.targets.me()
+        return {"accepting": me.accepting, "why_not": me.why_not}
 
     async def reload(self, call: Call) -> dict[str, Any]:
         """``{}`` -> ``{said}``: configuration and keys are read again; what changed, and what waits for a restart."""

@@ -73,6 +73,7 @@ class Agent:
         self._tell: Callable[[MigError], Awaitable[None]] | None = None
         self._progress: Callable[[str], None] | None = None
         self._over = False
+        self._shelved = False
         self._tasks = Tasks()
         self.row = GuestState(
             role="agent", pid=pid, home=node.name, where=node.name, state="running", uid=self.facts.uid, comm=self.facts.comm,
@@ -158,7 +159,7 @@ class Agent:
                 error = e
             self._dest = ""
             if self.row.state in ("moving", "in-doubt"):
-                self._set(state="running")
+                self._set(state=self._idle_state())
         result |= {"pid": self.pid, "from": here, "to": to.name, "total_ms": round((time.monotonic() - started) * 1e3, 1)}
         await self._say_moved(result, error, str(m.get("reason", "")))
         if self._tell is not None:
@@ -181,6 +182,10 @@ class Agent:
             raise BadInput(f"{self.facts.comm} ({self.pid}) is at home already; nothing was done")
         held = Cgroup(order["cgroup"]) if order.get("frozen") else None
         return await self._leave_home(to, timeout, progress, held)
+
+    def _idle_state(self) -> str:
+        """The guest's state while nothing is done with it: ``frozen`` where its host has left the pool and nobody took it."""
+        return "frozen" if self._shelved else "running"
 
     def _set(self, **changes: Any) -> None:
         for k, v in changes.items():
@@ -350,6 +355,7 @@ class Agent:
         """The guest runs in the cell ``epoch``, where ``proxied`` externals go through us."""
         if epoch > self.epoch:
             self.epoch = epoch
+            self._shelved = False
             self.externals.attach(epoch, self.board, proxied)
             self._arrived.set()
 
@@ -409,6 +415,11 @@ class Agent:
                 await k.send("expired")
             case "stats":
                 self._set(cpu_s=float(m.get("cpu_s", 0)), rss=int(m.get("rss", 0)))
+            case "shelved" if k.epoch == self.epoch:
+                self._shelved = bool(m.get("on"))
+                if self.row.state in ("running", "stopped", "frozen"):
+                    self._set(state=str(m.get("state")))
+                await self.watchers.changed()
             case "stopped" if k.epoch == self.epoch:
                 self._set(state="stopped")
                 if (terminal := self.externals.terminal) is not None:

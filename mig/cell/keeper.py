@@ -76,6 +76,8 @@ class Keeper:
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._tasks = Tasks()
         self._moving: Runner | None = None
+        self._shelved = False  # frozen by order: this node has left the pool, and nobody took the guest
+        self._before = "running"
         self._told_to_abort = False
         self.row = GuestState(
             role="keeper", pid=self.facts.pid, home=self.home.name, where=node.name, state="moving", uid=self.facts.uid,
@@ -318,8 +320,29 @@ class Keeper:
             self.over.set()
 
     async def _order(self, m: dict[str, Any], reply: Reply) -> None:
-        """Orders of this node's omdiscd go through the home agent, which coordinates all moves of its guest."""
+        """Orders of this node's omdiscd: to stand still, to go on.  Moves go through the home agent, which coordinates all of its guest."""
+        if m.get("op") in ("shelve", "unshelve"):
+            await self._shelve(m.get("op") == "shelve")
+            await reply({"op": "shelved", "id": m.get("id"), "on": self._shelved})
+            return
         await reply({"op": "failed", "id": m.get("id"), "error": BadInput("orders go to the home agent").to_wire()})
+
+    async def _shelve(self, on: bool) -> None:
+        """Freeze the guest where it is, or let it go on.  Not in the middle of a move, which has its own freeze."""
+        assert self.house is not None
+        if self._moving is not None or self.over.is_set() or on == self._shelved:
+            return
+        group = self.house.cell.guest_cgroup
+        group.freeze() if on else group.thaw()
+        if on:
+            self._before = self.row.state
+        self._shelved = on
+        await self._tell_shelved()
+
+    async def _tell_shelved(self) -> None:
+        self.row.state = "frozen" if self._shelved else self._before
+        await self.watchers.changed()
+        await self.tell_agent("shelved", on=self._shelved, state=self.row.state)
 
     # -- moving on -------------------------------------------------------------------------------------------------------------
 
@@ -345,6 +368,9 @@ class Keeper:
         await source.close()
         if result.outcome is not Outcome.ARRIVED:
             self.row.state = "running"
+            if self._shelved:  # the roll-back may have thawed it
+                source.group.freeze()
+                await self._tell_shelved()
             await self.tell_agent("moved", ok=False, error=as_error(result, what, self.node.name).to_wire())
             return
         pause = round((result.ended_at - result.frozen_at) * 1e3, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from omdiscd import app
-from omtools import manual, migrate, mosctl, mosmon, mosps, mosrun
+from omtools import manual, migrate, mosctl, mosmon, mospam, mosps, mosrun
 from omtools.moslab import cli
 
 from mig.config import Config
@@ -44,7 +44,14 @@ def omdiscd_main(argv: list[str]) -> int:
         return app.main()
 
 
-VERBS = ["status", "whois", "isup", "getload", "getspeed", "block", "noblock", "lock", "unlock", "why", "events", "doctor", "key", "reload"]
+def mospam_main(argv: list[str]) -> int:
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("sys.argv", ["mospam", argv[0]])
+        return mospam.main()
+
+
+VERBS = ["status", "whois", "isup", "getload", "getspeed", "block", "noblock", "lock", "unlock", "why", "events", "pool", "expel",
+         "bring", "pam", "doctor", "key", "reload"]  # fmt: skip
 TOOLS = {
     "migrate": lambda: help_of(migrate.main),
     "mosps": lambda: help_of(mosps.main),
@@ -53,6 +60,7 @@ TOOLS = {
     "mosctl": lambda: "".join(help_of(mosctl.main, *v) for v in ([], *([v] for v in VERBS))),
     "moslab": lambda: cli.parser().format_help() + "".join(help_of_verbs()),
     "omdiscd": lambda: help_of(omdiscd_main),
+    "mospam": lambda: help_of(mospam_main),
 }
 
 

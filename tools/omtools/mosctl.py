@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mig.errors import BadInput, NoDaemon
-from omtools import output
+from omtools import mosctl_pool, output
 
 if TYPE_CHECKING:
     import argparse
 
 EXIT_CODES = """exit status:
-  0 done   1 the answer of isup or doctor is no   2 bad input   3 cannot be done, every reason is listed   6 not permitted
+  0 done   1 the answer of isup or doctor is no   2 bad input   3 cannot be done, every reason is listed   4 failed   6 not permitted
   7 no omdiscd answers on this machine"""
 
 STATUS_KEYS = ("id", "name", "addr", "state", "speed", "cpus", "load", "mem_total", "mem_free", "guests", "accepting", "age_s", "version")
@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         ("--follow", {"action": "store_true", "help": "go on and print events as they happen"}),
         ("--since", {"metavar": "S", "type": float, "help": "only those of the last S seconds"}),
     )  # fmt: skip
+    mosctl_pool.add_verbs(verb)
     verb("doctor", _doctor, "tell what this machine can and cannot do, each line with its remedy; exit status 1 if something fails")
     verb(
         "key", _key, "make, show, install or change the cluster's key; the manual tells how a pool changes its key without a stop",
@@ -152,7 +153,12 @@ def _block(a: argparse.Namespace) -> int:
 
 
 def _noblock(a: argparse.Namespace) -> int:
-    return _switch(a, "noblock", "guests may come to this node")
+    answer = _call("noblock")
+    if a.json:
+        output.print_json({"accepting": answer.get("accepting", True), "why_not": answer.get("why_not", "")})
+    else:
+        print("guests may come to this node" if answer.get("accepting", True) else f"it is not blocked any more, but {answer['why_not']}")
+    return 0
 
 
 def _lock(a: argparse.Namespace) -> int:

@@ -1,10 +1,10 @@
-"""``python -m omtools.setup [bench]``: bring this clone to a state in which demo, test and bench run; quick when it is there already."""
+"""``python -m omtools.setup [bench] [test]``: bring this clone to a state in which demo, test and bench run; quick when it is already."""
 
 from __future__ import annotations
 
 import sys
 
-from omtools.setup import base, criu, debian, helpers, python_env
+from omtools.setup import base, criu, debian, helpers, logins, python_env
 
 
 def main(argv: list[str]) -> int:
@@ -19,6 +19,8 @@ def main(argv: list[str]) -> int:
         python_env.create()
         helpers.build()
         criu.install()
+        if "test" in groups:
+            logins.fetch()
     except base.SetupError as e:
         base.say(f"error: {e}")
         if e.hint:

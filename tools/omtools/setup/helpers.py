@@ -1,4 +1,4 @@
-"""The three C programs: the deputy, a static program without libc; CRIU's shim, a preloaded library; the relay, linked with OpenSSL."""
+"""The C programs: the deputy, static and without libc; mospam, which PAM calls; CRIU's shim, preloaded; the relay, linked with OpenSSL."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _DEPUTY = [
     *("-O1", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-builtin", "-fcf-protection=none"),
     *("-fno-pie", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-s"),
 ]
+_MOSPAM = ["-O2", "-Wall", "-Wextra", "-static", "-s"]
 _SHIM = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Wno-builtin-declaration-mismatch"]
 _RELAY = ["-O2", "-Wall", "-Wextra", "-pie", "-fPIE", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-Wl,-z,relro,-z,now"]
 _LIBRARIES = ["-lssl", "-lcrypto"]
@@ -26,6 +27,7 @@ def build() -> None:
     if platform.machine() != "x86_64":
         raise SetupError(f"this machine is {platform.machine()}", "the deputy and the kernel layer know x86-64 only")
     _compile(ROOT / "mig" / "deputy" / "deputy.c", LIBEXEC / "deputy", _DEPUTY)
+    _compile(ROOT / "mig" / "pam" / "mospam.c", LIBEXEC / "mospam", _MOSPAM)
     _compile(ROOT / "mig" / "criu" / "shim.c", SHIM, _SHIM)
     _compile(ROOT / "mig" / "trust" / "relay.c", LIBEXEC / "relay", _RELAY, _LIBRARIES)
 

@@ -1,0 +1,1 @@
+"""The program that PAM calls; see ``mospam.c``."""
