@@ -23,6 +23,7 @@ DEV_TTY = 0x500
 BY_ITS_ALIAS = -1
 _EINTR = 2**64 - 4
 _NO_SYSCALL = 2**64 - 1
+_PE_LAZY = 2
 
 
 class InterruptedCall(Protocol):
@@ -59,7 +60,11 @@ class ImageFile:
 
 def _read(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
     data = path.read_bytes()
-    entries, at = [], _MAGIC_BYTES
+    return data[:_MAGIC_BYTES], _entries(path, data, _MAGIC_BYTES, cls)
+
+
+def _entries(path: Path, data: bytes, at: int, cls: Any) -> list[Any]:
+    entries = []
     while at < len(data):
         (n,) = struct.unpack_from("<I", data, at)
         if at + 4 + n > len(data):
@@ -68,7 +73,7 @@ def _read(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
         entry.ParseFromString(data[at + 4 : at + 4 + n])
         entries.append(entry)
         at += 4 + n
-    return data[:_MAGIC_BYTES], entries
+    return entries
 
 
 def _write(path: Path, magic: bytes, entries: Iterable[Any]) -> None:
@@ -140,6 +145,24 @@ def mend_interrupted(img_dir: str | os.PathLike[str], calls: Iterable[Interrupte
         _write(path, magic, [core])
         mended.append(call.tid)
     return mended
+
+
+def not_lazy(img_dir: str | os.PathLike[str]) -> None:
+    """Everything that the images hold is restored from them.
+
+    CRIU marks all private anonymous pages as fit for lazy restore; a restore with lazy pages would then skip those that it did dump.
+    """
+    pagemap = layout.image("pagemap")
+    for path in Path(img_dir).glob("pagemap-[0-9]*.img"):
+        data = path.read_bytes()
+        (head,) = struct.unpack_from("<I", data, _MAGIC_BYTES)
+        first = _MAGIC_BYTES + 4 + head
+        out = bytearray(data[:first])
+        for e in _entries(path, data, first, pagemap.pagemap_entry):
+            e.flags &= ~_PE_LAZY
+            b = e.SerializeToString()
+            out += struct.pack("<I", len(b)) + b
+        path.write_bytes(out)
 
 
 def list_files(img_dir: str | os.PathLike[str]) -> list[ImageFile]:

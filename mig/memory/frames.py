@@ -3,7 +3,7 @@
 Both begin with the proof of the cluster key and one msgpack message ``{token, role}`` (see :mod:`mig.wire`); the push connection's also
 says what is still ``missing`` (``[[index, start, end], …]``) when it is made again.  After that
 
-* the pager sends :data:`REQUEST` records on ``demand`` (one page each), and at the very end one msgpack message ``{op: "all"}`` on ``push``;
+* the pager sends :data:`REQUEST` records on ``demand`` (one page each), and at the very end one message ``{op: "all"}`` on ``push``;
 * the source sends frames on both: a :data:`HEAD`, then as many bytes as it says.
 
 Addresses are those of the source process; ``index`` is the process's place in the layout that travels with the images.

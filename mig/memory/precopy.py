@@ -47,7 +47,7 @@ class Tracker(Protocol):
         """End :meth:`rounds` soon; from another thread."""
 
     def current(self, processes: Sequence[Process]) -> list[Range]:
-        """The processes stand frozen: of their ranges (which may differ from those at the start) what the store has in its present state."""
+        """The processes stand frozen: of their ranges (which may differ from those at the start) what the store has as it is now."""
 
     def hot(self) -> list[Range]:
         """What was written last, the hottest first: it is pushed first."""

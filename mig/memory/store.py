@@ -71,5 +71,3 @@ class PageStore:
             os.close(fd)
         self._files.clear()
         self._current.clear()
-
-
