@@ -48,9 +48,9 @@ class Codec(IntEnum):
 
 
 class Range(NamedTuple):
-    """Pages ``[start, end)`` of the source process ``index``."""
+    """Pages ``[start, end)`` of the source process ``process`` (its index)."""
 
-    index: int
+    process: int
     start: int
     end: int
 
