@@ -86,6 +86,19 @@ class Missing:
             out.append(Piece(a, b, a + self._shifts[i]))
         return out
 
+    def ahead(self, start: int, end: int, size: int, pieces: int) -> list[Piece]:
+        """The first of what is missing in ``[start, end)``: ``size`` bytes and so many pieces at the most."""
+        out: list[Piece] = []
+        i, j = self._span(start, end)
+        for k in range(i, min(j, i + pieces)):
+            a = max(start, self._starts[k])
+            b = min(end, self._ends[k], a + size)
+            out.append(Piece(a, b, a + self._shifts[k]))
+            size -= b - a
+            if not size:
+                break
+        return out
+
     def places(self, source: int, source_end: int) -> list[Piece]:
         """Where the source's ``[source, source_end)`` is missing here."""
         out = [p for p in self.within(source, source_end) if p.source == p.start] if self._starts else []
