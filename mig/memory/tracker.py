@@ -53,16 +53,16 @@ class WriteTracker:
             raise CannotTrack(errno.ENOSYS, "this kernel has no PAGEMAP_SCAN with asynchronous write protection (Linux 6.7)")
         wanted = {p.pid: p for p in processes if p.ranges and not self._direct(p.pid)}
         try:
-            got = inject.userfaultfds(list(wanted)) if wanted else {}
+            got = inject.track({p.pid: p.ranges for p in wanted.values()}) if wanted else {}
         except OSError as e:
             raise CannotTrack(e.errno, str(e.strerror)) from e
-        for pid, fd in got.items():
-            if isinstance(fd, str):
-                self.why = f"process {pid}: {fd}"
+        for pid, begun in got.items():
+            if isinstance(begun, str):
+                self.why = f"process {pid}: {begun}"
                 continue
             p = wanted[pid]
             try:
-                self._writes[p.index] = written.Writes(pid, fd, p.ranges)
+                self._writes[p.index] = written.Writes(pid, *begun)
             except OSError as e:
                 self.why = f"process {pid}: {e}"
                 continue

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mig.kernel import pagemap, uffd
 from mig.kernel.libc import _libc as libc
@@ -24,6 +24,8 @@ UFFD_USER_MODE_ONLY = 1
 """Enough for us, and allowed to every process: asynchronous write faults never wait for anybody, wherever they happen."""
 FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
 FEATURES = uffd.UFFD_FEATURE_PAGEFAULT_FLAG_WP | uffd.UFFD_FEATURE_WP_UNPOPULATED | uffd.UFFD_FEATURE_WP_ASYNC
+
+libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 _THERE = pagemap.PAGE_IS_PRESENT | pagemap.PAGE_IS_SWAPPED
 _TRACKED = pagemap.PAGE_IS_WPALLOWED
@@ -58,29 +60,34 @@ def enable(fd: int) -> None:
         oserror("ioctl(UFFDIO_API)")
 
 
-class Writes:
-    """The tracked ranges of one process.  Takes over ``fd``, a userfaultfd that the process made."""
+def register(fd: int, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Track these ranges, which must be whole areas of a process that stands still; returns those that could be.
 
-    def __init__(self, pid: int, fd: int, ranges: Iterable[tuple[int, int]]) -> None:
-        """Raises ``OSError`` where the kernel cannot; ranges that are not mapped any more are left out."""
+    A range that is a part of an area would cut it in two, and the process could not ``mremap`` it as one any more.  Raises ``OSError``.
+    """
+    out = []
+    for start, end in ranges:
+        request = (ctypes.c_uint64 * 4)(start, end - start, uffd.UFFDIO_REGISTER_MODE_WP, 0)
+        if libc.ioctl(fd, uffd.UFFDIO_REGISTER, ctypes.addressof(request)) == 0:
+            out.append((start, end))
+        elif (e := ctypes.get_errno()) not in (errno.EINVAL, errno.EBUSY, errno.EPERM):  # of a kind that cannot be; another's
+            raise OSError(e, f"ioctl(UFFDIO_REGISTER): {os.strerror(e)}")
+    return out
+
+
+class Writes:
+    """The tracked ranges of one process.  Takes over ``fd``, an enabled userfaultfd with which ``ranges`` are registered."""
+
+    def __init__(self, pid: int, fd: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Raises ``OSError``."""
         self.fd = fd
+        self.ranges = ranges
         self._pagemap = -1
         try:
-            enable(fd)
             self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-            self.ranges = [r for r in ranges if self._register(*r)]
         except OSError:
             self.close()
             raise
-
-    def _register(self, start: int, end: int) -> bool:
-        request = (ctypes.c_uint64 * 4)(start, end - start, uffd.UFFDIO_REGISTER_MODE_WP, 0)
-        if libc.ioctl(self.fd, uffd.UFFDIO_REGISTER, ctypes.addressof(request)) == 0:
-            return True
-        e = ctypes.get_errno()
-        if e in (errno.EINVAL, errno.ENOMEM, errno.EBUSY, errno.EPERM):  # gone, holes in it, another userfaultfd's, not writable
-            return False
-        raise OSError(e, f"ioctl(UFFDIO_REGISTER): {os.strerror(e)}")
 
     def written(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """What was written since the last call (at the first: all that is there), protecting it again in the same moment.
