@@ -165,6 +165,17 @@ def not_lazy(img_dir: str | os.PathLike[str]) -> None:
         path.write_bytes(out)
 
 
+def exit_words(img_dir: str | os.PathLike[str], tids: Iterable[int]) -> list[tuple[int, int]]:
+    """For each thread, what the kernel writes to when it ends: the address of its clear_child_tid and of its robust list's head (or 0)."""
+    cls, out = layout.image("core").core_entry, []
+    for tid in tids:
+        path = Path(img_dir) / f"core-{tid}.img"
+        if path.exists():
+            _, (core,) = _read(path, cls)
+            out.append((int(core.thread_info.clear_tid_addr), int(core.thread_core.futex_rla)))
+    return out
+
+
 def list_files(img_dir: str | os.PathLike[str]) -> list[ImageFile]:
     """The regular files and directories that the images hold open."""
     _, entries = _read(Path(img_dir) / "files.img", layout.image("fdinfo").file_entry)

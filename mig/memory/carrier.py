@@ -8,7 +8,6 @@ all memory is in the images, so the pause grows with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,8 +40,8 @@ class Carrier(Protocol):
     def dump_options(self) -> dict[str, Any]:
         """For :meth:`mig.criu.dumper.Dumper.dump`: what CRIU has to leave out of its images."""
 
-    async def dumped(self, result: DumpResult, pids: Mapping[int, int]) -> None:
-        """CRIU has dumped.  ``pids``: the processes' numbers in the images to those that this node sees."""
+    async def dumped(self, result: DumpResult) -> None:
+        """CRIU has dumped."""
 
     def head(self) -> dict[str, Any]:
         """What goes along with the images."""
@@ -77,7 +76,7 @@ class FullDump:
         """CRIU dumps everything."""
         return {"mode": "full"}
 
-    async def dumped(self, result: DumpResult, pids: Mapping[int, int]) -> None:
+    async def dumped(self, result: DumpResult) -> None:
         """Nothing to do."""
 
     def head(self) -> dict[str, Any]:

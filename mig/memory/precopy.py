@@ -11,6 +11,9 @@ from typing import Protocol
 
 from mig.memory.frames import Range
 
+MAX_ROUNDS = 8
+"""Rounds before the freeze at the most; as a rule one that shrinks by less than a fifth is the last."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -76,6 +79,11 @@ class NoTracking:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def available() -> bool:
+    """Whether writes can be tracked on this node."""
+    return False
 
 
 def start(processes: Sequence[Process], sink: Sink, *, limit_bps: int = 0, max_rounds: int = 0) -> Tracker:

@@ -78,6 +78,11 @@ class Missing:
         end = self._ends[i] if not limit else min(self._ends[i], addr + limit)
         return Piece(addr, end, addr + self._shifts[i])
 
+    def after(self, addr: int) -> int | None:
+        """Where the first missing piece begins that lies at ``addr`` or behind; None when there is none."""
+        i = bisect_left(self._starts, addr)
+        return self._starts[i] if i < len(self._starts) else None
+
     def within(self, start: int, end: int) -> list[Piece]:
         """The missing parts of ``[start, end)``."""
         out = []
