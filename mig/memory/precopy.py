@@ -5,11 +5,14 @@ It runs in the page source's process (:mod:`mig.memory.source_main`), in a threa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from mig.memory.frames import Range
+
+log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 8
 """Rounds before the freeze at the most; as a rule one that shrinks by less than a fifth is the last."""
@@ -62,6 +65,9 @@ class Tracker(Protocol):
 class NoTracking:
     """No pre-copy: everything is fetched after the resume."""
 
+    def __init__(self, why: str = "") -> None:
+        self.why = why
+
     def rounds(self) -> Rounds:
         """Nothing is sent."""
         return Rounds()
@@ -83,9 +89,23 @@ class NoTracking:
 
 def available() -> bool:
     """Whether writes can be tracked on this node."""
-    return False
+    from mig.memory import written
+
+    return written.available()
 
 
 def start(processes: Sequence[Process], sink: Sink, *, limit_bps: int = 0, max_rounds: int = 0) -> Tracker:
-    """Begin to track ``processes``.  ``limit_bps``: bits a second at the most, 0 without bound; ``max_rounds``: 0 for no pre-copy."""
-    return NoTracking()
+    """Begin to track ``processes``.  ``limit_bps``: bits a second at the most, 0 without bound; ``max_rounds``: 0 for no pre-copy.
+
+    Never fails for lack of a trick: where writes cannot be tracked there is no pre-copy, and the log says why.
+    """
+    from mig.memory import tracker  # which imports this module
+    from mig.memory.rounds import Policy
+
+    if not max_rounds:
+        return NoTracking()
+    try:
+        return tracker.WriteTracker(processes, sink, Policy(max_rounds=max_rounds), limit_bps / 8)
+    except tracker.CannotTrack as e:
+        log.info("no pre-copy: %s", e.strerror)
+        return NoTracking(str(e.strerror))

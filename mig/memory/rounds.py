@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mig.memory.precopy import MAX_ROUNDS
+
 SHRINK = 0.8
 """A round over this part of the one before is not sent: the next ones would not be smaller either."""
 SMALL = 1 << 20
 """Bytes that are not worth a round: 9 ms at 1 Gbit/s."""
-MAX_ROUNDS = 8
 MAX_SECONDS = 600.0
 
 
