@@ -128,7 +128,7 @@ class GuestState(Mapped):
     pid: int  # pid at home
     home: str
     where: str
-    state: str  # running | moving | stopped | frozen | in-doubt | settling | unreachable
+    state: str  # running | moving | stopped | frozen | in-doubt | settling | unreachable; a host that it has left: holding (its memory)
     nmigs: int = 0
     locked: bool = False
     cantmove: list[str] = field(default_factory=list)
@@ -140,3 +140,5 @@ class GuestState(Mapped):
     since: float = 0.0  # wall time at which it came to where it is
     host_pid: int = 0  # keeper: the guest's pid as this node sees it
     helper: int = 0  # pid of the agent or keeper
+    arriving: int = 0  # bytes of its memory that have not reached it yet
+    holder: int = 0  # agent: pid of the process at home that holds them

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mig import paths, wire
-from mig.agent import home_locks
+from mig.agent import holding, home_locks
 from mig.agent.deputy_link import DeputyLink
 from mig.agent.externals import Externals
 from mig.agent.files import FileServer
@@ -74,6 +74,7 @@ class Agent:
         self._progress: Callable[[str], None] | None = None
         self._over = False
         self._shelved = False
+        self._source: HomeSource | None = None  # while it still serves memory
         self._tasks = Tasks()
         self.row = GuestState(
             role="agent", pid=pid, home=node.name, where=node.name, state="running", uid=self.facts.uid, comm=self.facts.comm,
@@ -88,6 +89,8 @@ class Agent:
         self._tasks.spawn(self._watch_deputy())
         await self.ended.wait()
         self._tasks.cancel()
+        if self._source is not None:
+            await self._source.close()
         self.externals.close()
         self.board.close()
         for k in self.links.values():
@@ -176,12 +179,13 @@ class Agent:
         )
 
     async def _move(self, to: NodeInfo, mode: str, timeout: float, progress: Any, order: dict[str, Any]) -> dict[str, Any]:
+        memory = str(order.get("memory", "auto"))
         if self.epoch:
-            return await self._move_on(to, mode, timeout, progress)
+            return await self._move_on(to, mode, timeout, progress, memory)
         if mode == "home":
             raise BadInput(f"{self.facts.comm} ({self.pid}) is at home already; nothing was done")
         held = Cgroup(order["cgroup"]) if order.get("frozen") else None
-        return await self._leave_home(to, timeout, progress, held)
+        return await self._leave_home(to, timeout, progress, held, memory)
 
     def _idle_state(self) -> str:
         """The guest's state while nothing is done with it: ``frozen`` where its host has left the pool and nobody took it."""
@@ -193,12 +197,12 @@ class Agent:
 
     # -- the first move --------------------------------------------------------------------------------------------------------
 
-    async def _leave_home(self, to: NodeInfo, timeout: float, progress: Any, held: Cgroup | None) -> dict[str, Any]:
+    async def _leave_home(self, to: NodeInfo, timeout: float, progress: Any, held: Cgroup | None, memory: str) -> dict[str, Any]:
         what = f"{self.facts.comm} ({self.pid}) could not be moved to {to.name}"
         self.board.hosts[1] = to.id
         for attempt in range(TRIES):
             mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
-            source = HomeSource(self, Destination(to), mid, held=held)
+            source = HomeSource(self, Destination(to), mid, held=held, mode=memory)
             result = await self._run(Runner(source, list(PLAN), progress=progress, doubt=self._in_doubt), timeout)
             if result.outcome is Outcome.ARRIVED:
                 break
@@ -254,7 +258,10 @@ class Agent:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(p, signal.SIGKILL)
             assert source.converter is not None
-            deputy = await source.converter.convert(self.pid, str(source.group.path), self.drop_signals)
+            await holding.keep_exit_writes(source)
+            holds = source.carrier.mode != "full"
+            deputy = await source.converter.convert(self.pid, str(source.group.path), self.drop_signals, hold=holds)
+            self.row.holder = deputy.holder or 0
             self.deputy = DeputyLink(deputy, self._deputy_signal, self._deputy_died)
             self._deputy_drops_record_locks()
             source.leave_group()
@@ -269,7 +276,22 @@ class Agent:
         self._set(state="running")
         if self.epoch not in self.links:
             self._tasks.spawn(self._lost(f"its keeper on {to.name} died right after it had arrived"))
+        self._tasks.spawn(self._hold(source))
+
+    async def _hold(self, source: HomeSource) -> None:
+        """The original's memory is held until the guest has all of it; a full dump has nothing to hold."""
+        self._source = source
+        try:
+            moved = await source.carrier.serve()
+            self.row.arriving = 0
+            log.info("all memory has arrived: %d bytes", source.bytes + moved.bytes)
+        except MigError as e:
+            log.error("the memory of the original is lost: %s", e.message)  # its guest is ended by its keeper, which says why
+        await holding.let_go(self.row.holder, self.deputy)
+        self.row.holder = 0
+        self._source = None
         await source.close()
+        await self.watchers.changed()
 
     # -- what a source needs of us ---------------------------------------------------------------------------------------------
 
@@ -306,7 +328,7 @@ class Agent:
 
     # -- moving on -------------------------------------------------------------------------------------------------------------
 
-    async def _move_on(self, to: NodeInfo, mode: str, timeout: float, progress: Any) -> dict[str, Any]:
+    async def _move_on(self, to: NodeInfo, mode: str, timeout: float, progress: Any, memory: str) -> dict[str, Any]:
         """The keeper on the present host is the source; we hold input, and our channels follow the guest."""
         k = self.links.get(self.epoch)
         if k is None:
@@ -319,7 +341,7 @@ class Agent:
         self._progress = progress
         try:
             request = await self.prepare_request(mid, epoch, mode)
-            await k.send("move", request=request, to=dataclasses.asdict(to), timeout=timeout)
+            await k.send("move", request=request, to=dataclasses.asdict(to), timeout=timeout, memory=memory)
             answer = await self._hop
         except OSError as e:
             raise MigError(f"the connection to {self.row.where} broke: {e}") from e
@@ -414,12 +436,16 @@ class Agent:
                 await self.expire_names()
                 await k.send("expired")
             case "stats":
-                self._set(cpu_s=float(m.get("cpu_s", 0)), rss=int(m.get("rss", 0)))
+                self._set(cpu_s=float(m.get("cpu_s", 0)), rss=int(m.get("rss", 0)), arriving=int(m.get("arriving", 0)))
             case "shelved" if k.epoch == self.epoch:
                 self._shelved = bool(m.get("on"))
                 if self.row.state in ("running", "stopped", "frozen"):
                     self._set(state=str(m.get("state")))
                 await self.watchers.changed()
+            case "memory":
+                await self._memory_arrived(m)
+            case "lost" if k.epoch == self.epoch:
+                await self._lost(str(m["why"]))
             case "stopped" if k.epoch == self.epoch:
                 self._set(state="stopped")
                 if (terminal := self.externals.terminal) is not None:
@@ -431,6 +457,17 @@ class Agent:
                 self._set(state="running")
             case "exit" if k.epoch == self.epoch:
                 await self._guest_ended(int(m["status"]), {int(i): int(at) for i, at in m.get("positions", {}).items()})
+
+    async def _memory_arrived(self, m: dict[str, Any]) -> None:
+        """A keeper's word: of the host where the guest is now, that it has everything; of the one before, that it is free."""
+        self._set(arriving=0)
+        if "faults" in m:
+            figures = {k: m[k] for k in ("bytes", "faults", "fault_p50_us") if k in m}
+            await self.watchers.event(
+                t=time.time(), kind="memory", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="arrived",
+                reason=f"all of its memory is on {self.row.where}, {time.time() - self.row.since:.2f} s after it", **figures,
+            )  # fmt: skip
+        await self.watchers.changed()
 
     async def _keeper_gone(self, k: KeeperLink) -> None:
         while not self._over and k.epoch == self.epoch and self._moving.locked() and k.epoch + 1 in self.links:

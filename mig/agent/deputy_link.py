@@ -71,6 +71,10 @@ class DeputyLink:
         """The guest holds this descriptor no more."""
         self._send(link.close_packet(fd))
 
+    def reap(self) -> None:
+        """A child that ends without a signal (the memory holder) has ended."""
+        self._send(link.reap_packet())
+
     def close(self) -> None:
         """Let go of the link; the deputy stays."""
         for f in (self._sock.fileno(), self._pidfd):

@@ -36,9 +36,10 @@ class Changed(MoveFailed):
 class HomeSource(SourceBase):
     """The actions of one first move of ``agent``'s process to ``dest``."""
 
-    def __init__(self, agent: Agent, dest: Destination, mid: str, *, held: Cgroup | None = None) -> None:
+    def __init__(self, agent: Agent, dest: Destination, mid: str, *, held: Cgroup | None = None, mode: str = "auto") -> None:
         super().__init__(mid, dest, held or Cgroup(cgroup.root() / f"mig-P{agent.pid}"), agent.facts, agent.pid)
         self.agent = agent
+        self.wanted_mode = mode
         self.held = held  # mosrun -b/-N: already frozen before its first instruction, in this cgroup
         self.old_groups: dict[int, Path] = {}
         self.captured = False
@@ -53,7 +54,7 @@ class HomeSource(SourceBase):
             case Step.CAPTURE:
                 await self._capture()
             case Step.PRECOPY:
-                self.bytes += (await self.carrier.precopy()).bytes
+                await self.precopy()
             case Step.FREEZE:
                 # its members may have forked meanwhile: children are born into the cgroup and stand still with it
                 self.freeze()
@@ -106,6 +107,8 @@ class HomeSource(SourceBase):
         self.facts = a.facts = facts
         self.journal.write(BEGIN, pid=a.pid, start=facts.start, cgroup=str(self.group.path), to=dataclasses.asdict(self.dest.node))
         await a.open_externals(facts)
+        # of the tree only the root keeps its memory at home; its descendants end when they have moved
+        await self.choose_carrier(a.node, {a.pid: a.pid}, procfs.tree(a.pid))
         request = await a.prepare_request(self.mid, 1, "remote")
         await self.prepare(request | {"facts": dataclasses.asdict(facts)})
         await a.board.wait_for(1, [e.id for e in facts.externals])
@@ -143,8 +146,7 @@ class HomeSource(SourceBase):
         return out
 
     async def _dump(self) -> None:
-        assert self.dumper is not None
-        await self.dumper.dump(self.pid, str(self.group.path), memory=self.carrier.dump_options())
+        await self.dump(self.pid, str(self.group.path))
         images.mend_interrupted(self.img, self.calls)
         self.agent.drop_signals = images.pending_signals(self.img, self.pid)
 

@@ -135,9 +135,10 @@ class Cell:
 
     # -- the move --------------------------------------------------------------------------------------------------------------
 
-    async def restore(self, alternatives: Collection[int] = ()) -> None:
+    async def restore(self, alternatives: Collection[int] = (), *, lazy: bool = False) -> None:
         """Restore the guest from the images; returns when it stands still, complete, at CRIU's ``pre-resume``.
 
+        ``lazy``: memory that the images do not hold is served by a pager at ``lazy-pages.socket`` in the image directory.
         ``alternatives``: ids of the externals for which the guest gets ``alt_fd``.  The guest's group has the terminal again, if it had
         it at home.  Raises :class:`CellError` with CRIU's words; the cell is of no use then but to be killed.
         """
@@ -147,7 +148,7 @@ class Cell:
         if tty and self.spec.terminal_is_led:
             opened.pop(tty.index, "")
         keys = [key for index, key in opened.items() if tty and index in (tty.index, images.BY_ITS_ALIAS)]
-        say(self._control, op="restore", alternatives=sorted(alternatives), terminals=keys)
+        say(self._control, op="restore", alternatives=sorted(alternatives), terminals=keys, lazy=lazy)
         await self._reply("barrier")
         facts = self.spec.facts
         self.guest_pid = procfs.host_pid(self.guest_cgroup.procs(), facts.pid)

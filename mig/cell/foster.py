@@ -50,8 +50,8 @@ def restore(spec: CellSpec, worker: Worker, slave: int, control: socket.socket, 
 
     Nothing here has to run while the keeper holds the guest's cgroup frozen, in which CRIU and the guest are.
     """
-    req = options.restore(spec.img_fd)
     word = wait(control, desk)
+    req = options.restore(spec.img_fd, lazy=word["lazy"])
     inherited = [(g.external.key, g.alt_fd if g.external.id in word["alternatives"] else g.fd) for g in spec.pipes]
     # CRIU's stdin serves only a terminal whose session is led from outside: by name it also becomes the guest's controlling one
     inherited += [(key, slave) for key in word["terminals"]]

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 class HostSource(SourceBase):
     """The actions of one move of ``keeper``'s guest to ``dest``; ``request`` is the agent's part of the prepare message."""
 
-    def __init__(self, keeper: Keeper, dest: Destination, request: dict[str, Any]) -> None:
+    def __init__(self, keeper: Keeper, dest: Destination, request: dict[str, Any], mode: str = "auto") -> None:
         assert keeper.house is not None and keeper.guest is not None
         super().__init__(str(request["mid"]), dest, keeper.house.cell.guest_cgroup, keeper.facts, keeper.guest.pid)
         self.keeper, self.request = keeper, request
+        self.wanted_mode = mode
         self.house, self.proxies = keeper.house, keeper.proxies
         self.rest: dict[int, bytes] = {}
 
@@ -44,7 +45,7 @@ class HostSource(SourceBase):
             case Step.CAPTURE:
                 pass  # since its arrival it is in a cgroup of its own
             case Step.PRECOPY:
-                self.bytes += (await self.carrier.precopy()).bytes
+                await self.precopy()
             case Step.HOLD:
                 await self.keeper.ask_agent("hold", "held")
             case Step.FREEZE:
@@ -101,6 +102,8 @@ class HostSource(SourceBase):
             now, pid=then.pid, start=then.start, boot=then.boot, hostname=then.hostname, ppid=then.ppid, shared_files=then.shared_files,
             cpu_s=self.keeper.row.cpu_s,
         )  # fmt: skip
+        members = self.group.procs()
+        await self.choose_carrier(self.keeper.node, {p: procfs.status(p).nspid[-1] for p in members}, members)
         me = pidfd.identity(os.getpid())
         self.journal.write(BEGIN, pid=self.pid, keeper=me.pid, keeper_start=me.start, to=dataclasses.asdict(self.dest.node))
         await self.prepare(self.request | {"facts": dataclasses.asdict(self.facts)}, self.house.cell.init_pid)
@@ -117,8 +120,7 @@ class HostSource(SourceBase):
         return sorted(orphans)
 
     async def _dump(self) -> None:
-        assert self.dumper is not None
-        await self.dumper.dump(self.facts.pid, self.house.cell.freezer, memory=self.carrier.dump_options())
+        await self.dump(self.facts.pid, self.house.cell.freezer)
         images.mend_interrupted(self.img, [dataclasses.replace(c, tid=procfs.status(c.pid, c.tid).nspid[-1]) for c in self.calls])
 
     async def _locks(self) -> None:

@@ -14,6 +14,11 @@ from mig.kernel import cgroup, libc
 from mig.model import ProcessFacts
 
 
+def cell_cgroup(mid: str) -> Path:
+    """The cgroup of the cell of move ``mid``."""
+    return cgroup.root() / f"mig-cell-{mid}"
+
+
 class House:
     """One prepared cell; ``took_ms`` for all of it.  In mode ``remote`` home's files are mounted at ``work/root``, seen by nobody else."""
 
@@ -42,7 +47,7 @@ class House:
             self.files = mount.FuseMount(root, *files)
         spec = CellSpec(
             mode="home" if mode == "home" else "remote", root=self.root, work=work, img_fd=self.img_fd,
-            cgroup=cgroup.root() / f"mig-cell-{mid}", facts=facts, externals=proxies.given(), clocks=clocks,
+            cgroup=cell_cgroup(mid), facts=facts, externals=proxies.given(), clocks=clocks,
         )  # fmt: skip
         try:
             self.cell = Cell.start(spec)

@@ -31,13 +31,15 @@ from mig.agent.watchers import Reply, Watchers
 from mig.cell.cell import Exited, Stopped
 from mig.cell.guest import Guest
 from mig.cell.host_source import HostSource
-from mig.cell.house import House
+from mig.cell.house import House, cell_cgroup
 from mig.cell.positions import Positions
 from mig.cell.proxies import Proxies
+from mig.criu import features
 from mig.criu.agreed import Agreement, objections, warm_up
-from mig.errors import BadInput, CannotMove, MigError
+from mig.errors import BadInput, CannotMove, MigError, MoveFailed
 from mig.homefs import mount
 from mig.kernel import libc, pidfd
+from mig.memory.pager_link import PagerLink
 from mig.migration import faults
 from mig.migration.faults import Fault, reach
 from mig.migration.journal import ABORTED, PREPARED, RUNNING, Journal
@@ -69,6 +71,8 @@ class Keeper:
         self.house: House | None = None
         self.proxies = Proxies(self.facts.externals, self.mode)
         self.guest: Guest | None = None
+        self.pager: PagerLink | None = None
+        self._no_pager = ""
         self.positions: Positions | None = None
         self.over = asyncio.Event()
         self._clocks = (0, 0)
@@ -79,6 +83,7 @@ class Keeper:
         self._shelved = False  # frozen by order: this node has left the pool, and nobody took the guest
         self._before = "running"
         self._told_to_abort = False
+        self.holding = False
         self.row = GuestState(
             role="keeper", pid=self.facts.pid, home=self.home.name, where=node.name, state="moving", uid=self.facts.uid,
             comm=self.facts.comm, start=self.facts.start, since=time.time(), helper=os.getpid(), rss=self.facts.rss, cpu_s=self.facts.cpu_s,
@@ -100,7 +105,22 @@ class Keeper:
         server = self.request["files"]
         token = bytes(self.request["token"])
         files = mount.connect(str(server[0]), int(server[1]), token, dial=self._dial) if self.mode == "remote" else None
+        if memory := self.request.get("memory"):
+            self._start_pager(memory)
         self.house = House(self.mid, self.mode, self.facts, self.work, files, self.proxies, self._clocks)
+
+    def _start_pager(self, source: dict[str, Any]) -> None:
+        """For a guest whose memory comes after it; where that is not possible here its source sends everything in the images."""
+        assert self.work is not None
+        able = features.probe()
+        if not (able.lazy_pages and able.uffd):
+            self._no_pager = "userfaultfd or CRIU's lazy restore is missing there"
+            return
+        try:
+            self.pager = PagerLink.start(source, self.work / "img", cell_cgroup(self.mid))
+        except MigError as e:
+            self._no_pager = e.message
+            log.warning("no pager: %s", e.message)
 
     async def _connect_home(self) -> None:
         """Connect to the agent: one link, and one connection for each external."""
@@ -154,7 +174,7 @@ class Keeper:
     async def _to_the_barrier(self) -> None:
         assert self.house is not None and self.work is not None
         cell = self.house.cell
-        await wire.asend(self.conn, op="prepared", took_ms=round(self.house.took_ms, 1))
+        await wire.asend(self.conn, op="prepared", took_ms=round(self.house.took_ms, 1), no_pager=self._no_pager)
         head = await wire.arecv(self.conn)
         if head.get("op") != "images":
             self._told_to_abort = head.get("op") == "abort"
@@ -166,7 +186,10 @@ class Keeper:
         t2 = time.monotonic()
         await reach(Fault.BEFORE_RESTORE)
         rest = {int(k): bytes(v) for k, v in head.get("rest", {}).items()}
-        await cell.restore(self.proxies.settle(rest, await self._busy()))
+        lazy = await self._lay_out(head.get("memory"))
+        await cell.restore(self.proxies.settle(rest, await self._busy()), lazy=lazy)
+        if self.pager is not None:
+            await self.pager.restored()
         cell.guest_cgroup.freeze()  # the barrier: guest and CRIU stand still together, whatever dies now
         self.guest = Guest(cell)
         self.positions = Positions(self.facts.shared_files, self.guest.pids())
@@ -180,6 +203,8 @@ class Keeper:
         await reach(Fault.BEFORE_RUNNING)
         self.journal.write(RUNNING)  # accepted: from here on only its own end stops the guest
         cell.guest_cgroup.thaw()
+        if self.pager is not None:
+            await self.pager.push()
         await cell.release()
         try:
             await reach(Fault.AFTER_GO)
@@ -197,6 +222,41 @@ class Keeper:
         log.info("images looked at in %.1f ms", (time.monotonic() - began) * 1e3)
         if reasons:
             raise MigError(f"{self.node.name} does not restore what it was sent: it is not what was agreed", reasons=reasons)
+
+    async def _lay_out(self, memory: Any) -> bool:
+        """Tell the pager what the images lack; False when they hold everything."""
+        if self.pager is None:
+            if memory:
+                raise wire.WireError("the images lack memory, and there is no pager")
+            return False
+        if memory is None:
+            self.pager.close()
+            self.pager = None
+            return False
+        await self.pager.layout(memory, self._memory_lost, self._memory_news)
+        return True
+
+    def _memory_news(self) -> None:
+        """Pages have arrived, or the source does not answer."""
+        if self.pager is None or self.over.is_set():
+            return
+        self.row.arriving = self.pager.missing
+        if self.pager.arrived.is_set() and self.row.state in ("running", "stopped", "moving"):
+            self._tasks.spawn(self.tell_agent("memory", **self.pager.report))
+
+    def _memory_lost(self, why: str) -> None:
+        """What has not arrived never will: a guest that went on would read zeros, so it ends."""
+        if self.over.is_set() or self.house is None:
+            return
+        log.error("memory is lost: %s; the guest is ended", why)
+        self._tasks.spawn(self._end_lost(why))
+
+    async def _end_lost(self, why: str) -> None:
+        await self.tell_agent("lost", why=why)
+        await self.watchers.event(
+            t=time.time(), kind="lost", pid=self.facts.pid, comm=self.facts.comm, home=self.home.name, outcome="lost", reason=why
+        )
+        self.over.set()
 
     async def _busy(self) -> list[int]:
         """At home: outputs of which the agent still holds bytes that a slow reader has not taken."""
@@ -241,7 +301,7 @@ class Keeper:
         assert self.house is not None
         async for e in self.house.cell.events():
             match e:
-                case Exited() if self.over.is_set():
+                case Exited() if self.over.is_set() or self.holding:
                     return  # it has moved on: what ended is the frozen copy that it left
                 case Exited(status=status):
                     await self.proxies.finish()
@@ -269,7 +329,7 @@ class Keeper:
             assert self.guest is not None
             cpu, self.row.rss = self.guest.usage()
             self.row.cpu_s = self.facts.cpu_s + cpu
-            await self.tell_agent("stats", cpu_s=self.row.cpu_s, rss=self.row.rss)
+            await self.tell_agent("stats", cpu_s=self.row.cpu_s, rss=self.row.rss, arriving=self.row.arriving)
 
     # -- the home agent --------------------------------------------------------------------------------------------------------
 
@@ -309,7 +369,8 @@ class Keeper:
                     case op if (f := self._answers.get(str(op))) is not None and not f.done():
                         f.set_result(m)
         except (EOFError, OSError) as e:
-            if self.over.is_set():
+            if self.over.is_set() or self.holding:
+                self.over.set()
                 return
             # without its home agent the guest has no files, terminal or exit status any more
             log.error("the home agent is gone (%s): the guest is ended", e or type(e).__name__)
@@ -353,10 +414,14 @@ class Keeper:
         if self._moving is not None:
             await self.tell_agent("moved", ok=False, error=CannotMove(f"{what}: it is just being moved").to_wire())
             return
-        self.row.state = "moving"
-        source = HostSource(self, Destination(to), m["request"])
-        runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)
         timeout = float(m.get("timeout") or 0)
+        if not await self._settled(timeout):
+            late = MoveFailed(f"{what}: its memory has not all arrived here yet; still running on {self.node.name}")
+            await self.tell_agent("moved", ok=False, error=late.to_wire())
+            return
+        self.row.state = "moving"
+        source = HostSource(self, Destination(to), m["request"], str(m.get("memory", "auto")))
+        runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)
         limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
         try:
             result = await runner.run()
@@ -365,8 +430,8 @@ class Keeper:
             if limit is not None:
                 limit.cancel()
         await source.settled(result.outcome)
-        await source.close()
         if result.outcome is not Outcome.ARRIVED:
+            await source.close()
             self.row.state = "running"
             if self._shelved:  # the roll-back may have thawed it
                 source.group.freeze()
@@ -376,7 +441,29 @@ class Keeper:
         pause = round((result.ended_at - result.frozen_at) * 1e3, 1)
         log.info("moved on to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
         await self.tell_agent("moved", ok=True, result={"pause_ms": pause} | source.moved())
+        await self._hold(source)
         self.over.set()
+
+    async def _settled(self, timeout: float) -> bool:
+        """Whether all of the guest's memory is here: one that moves on serves from one place only."""
+        if self.pager is None or self.pager.arrived.is_set():
+            return True
+        self._progress("its memory is still arriving")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.pager.arrived.wait(), timeout or None)
+        return self.pager.arrived.is_set()
+
+    async def _hold(self, source: HostSource) -> None:
+        """The guest has gone on: its frozen copy here holds the memory until the next host has all of it."""
+        self.holding = True
+        self.row.state = "holding"
+        self.proxies.close()
+        try:
+            moved = await source.carrier.serve()
+            await self.tell_agent("memory", bytes=source.bytes + moved.bytes)
+        except MigError as e:
+            log.error("%s", e.message)
+        await source.close()
 
     def _progress(self, step: str) -> None:
         self._tasks.spawn(self.tell_agent("progress", step=step))
@@ -391,6 +478,8 @@ class Keeper:
         self.proxies.close()
         if self.positions is not None:
             self.positions.close()
+        if self.pager is not None:
+            self.pager.close()
         if self.house is not None:
             self.house.close()
         self.watchers.close()

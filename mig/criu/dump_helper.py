@@ -7,18 +7,22 @@ import os
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from mig import wire
-from mig.criu import layout, options
+from mig.criu import images, layout, options
 from mig.criu.log import CriuError
 from mig.criu.session import Worker
 from mig.errors import MigError
 from mig.kernel import libc, procfs
+from mig.memory import hide
 
 _NAMESPACES = ("ipc", "uts", "pid", "time_for_children", "mnt")
 _OPTIONAL = "time_for_children"  # since Linux 5.6
 _CLOCKS = "timens-0.img"
+_READ_PAGEMAP = "135"
+"""CRIU's FI_DONT_USE_PAGEMAP_SCAN: it reads the file, which we can give it, instead of asking the kernel by an ioctl."""
 
 
 def _enter(cell_init: int) -> None:
@@ -47,31 +51,77 @@ def _external(pid: int) -> list[str]:
     return [f"tty[{node.st_rdev:x}:{node.st_dev:x}]"]
 
 
-def _dump(worker: Worker, img_fd: int, m: wire.Message) -> dict[str, Any]:
+class _Hider:
+    """What is left out of one dump."""
+
+    def __init__(self, img_fd: int) -> None:
+        self.img_fd = img_fd
+        self.before: dict[int, list[hide.Area]] = {}
+        self.pids: list[int] = []
+
+    def look(self, pids: list[int]) -> int:
+        """Read, while the processes run, what is slow to read; returns the bytes that can be hidden."""
+        for p in pids:
+            try:
+                self.before[p] = hide.read_areas(p)
+            except ProcessLookupError:
+                continue  # it has ended meanwhile
+        return sum(a.size for areas in self.before.values() for a in areas if a.hidden)
+
+    def hide(self, pids: list[int]) -> list[tuple[int, list[tuple[int, int]]]]:
+        """The processes stand still: make the fakes; returns the hidden ranges of each."""
+        self.pids = pids
+        out = []
+        for p in pids:
+            maps = os.fsdecode(Path(f"/proc/{p}/maps").read_bytes())
+            areas = hide.refresh(self.before.get(p, []), maps) or hide.read_areas(p)
+            out.append((p, hide.write_fakes(p, areas, self.img_fd)))
+        return out
+
+    def clean(self) -> None:
+        """CRIU has seen enough."""
+        hide.remove_fakes(self.pids, self.img_fd)
+
+
+def _dump(worker: Worker, img_fd: int, m: wire.Message, hider: _Hider) -> dict[str, Any]:
     mode = m["memory"].get("mode")
-    if mode != "full":
+    if mode not in ("full", "hidden"):
         raise CriuError(f"this node cannot leave memory out of a dump (asked for {mode!r})")
     began = time.perf_counter()
-    worker.call(options.dump(m["pid"], img_fd, m["freeze_cgroup"], _external(m["pid"])))
-    took = (time.perf_counter() - began) * 1e3
+    hidden = hider.hide(list(m["memory"]["pids"])) if mode == "hidden" else []
+    ready = time.perf_counter()
+    try:
+        worker.call(options.dump(m["pid"], img_fd, m["freeze_cgroup"], _external(m["pid"])))
+    finally:
+        hider.clean()
+    dumped = time.perf_counter()
+    if hidden:
+        images.not_lazy(f"/proc/self/fd/{img_fd}")
     if os.path.exists(f"/proc/self/fd/{img_fd}/{_CLOCKS}"):
         os.unlink(_CLOCKS, dir_fd=img_fd)  # CRIU would start the clocks where they stood at the dump; the cell has home's
     with os.scandir(img_fd) as found:
         pages = sum(e.stat().st_size for e in found if e.name.startswith("pages-"))
-    return {"ms": {"criu": round(took, 2)}, "pages_bytes": pages}
+    ms = {"hide": ready - began, "criu": dumped - ready, "rest": time.perf_counter() - dumped}
+    return {"ms": {k: round(v * 1e3, 2) for k, v in ms.items()}, "pages_bytes": pages, "hidden": hidden}
 
 
 def _serve(task: dict[str, Any], sock: socket.socket) -> None:
-    shim = layout.needs_shim()
+    hides = bool(task["hides"])
+    shim = hides or layout.needs_shim()
     base = task["base"]
     layout.rpc()  # inside the cell, imports would come from another machine's files
+    layout.image("pagemap")
     if task["cell_init"] is not None:
         _enter(task["cell_init"])
         base = base or (layout.CELL_BASE if os.path.isdir(layout.CELL_BASE) else None)
-    worker = Worker.start(base=base, shim=shim)
+    img_fd, hider = task["img_fd"], _Hider(task["img_fd"])
+    env = {"MIG_FAKE": str(img_fd), "CRIU_FAULT": _READ_PAGEMAP} if hides else {}
+    worker = Worker.start(base=base, shim=shim, pass_fds=[img_fd] if hides else [], env=env)
     wire.send(sock, op="started")
     try:
-        wire.send(sock, op="dumped", **_dump(worker, task["img_fd"], wire.recv(sock)))
+        while (m := wire.recv(sock))["op"] == "look":
+            wire.send(sock, op="looked", bytes=hider.look(list(m["pids"])))
+        wire.send(sock, op="dumped", **_dump(worker, img_fd, m, hider))
         wire.recv(sock)  # until the caller lets us go
     except EOFError:
         pass

@@ -23,6 +23,7 @@ DEV_TTY = 0x500
 BY_ITS_ALIAS = -1
 _EINTR = 2**64 - 4
 _NO_SYSCALL = 2**64 - 1
+_PE_LAZY = 2
 
 
 class InterruptedCall(Protocol):
@@ -61,7 +62,11 @@ def read_entries(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
     """The magic words and all entries of an image, as messages of class ``cls``; raises ``ValueError`` when it is cut short."""
     data = path.read_bytes()
     size = 4 if data[:4] == struct.pack("<I", layout.magic("INVENTORY")) else _MAGIC_BYTES  # the one image with a single magic word
-    entries, at = [], size
+    return data[:size], _entries(path, data, size, cls)
+
+
+def _entries(path: Path, data: bytes, at: int, cls: Any) -> list[Any]:
+    entries = []
     while at < len(data):
         (n,) = struct.unpack_from("<I", data, at)
         if at + 4 + n > len(data):
@@ -70,7 +75,7 @@ def read_entries(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
         entry.ParseFromString(data[at + 4 : at + 4 + n])
         entries.append(entry)
         at += 4 + n
-    return data[:size], entries
+    return entries
 
 
 def _write(path: Path, magic: bytes, entries: Iterable[Any]) -> None:
@@ -142,6 +147,35 @@ def mend_interrupted(img_dir: str | os.PathLike[str], calls: Iterable[Interrupte
         _write(path, magic, [core])
         mended.append(call.tid)
     return mended
+
+
+def not_lazy(img_dir: str | os.PathLike[str]) -> None:
+    """Everything that the images hold is restored from them.
+
+    CRIU marks all private anonymous pages as fit for lazy restore; a restore with lazy pages would then skip those that it did dump.
+    """
+    pagemap = layout.image("pagemap")
+    for path in Path(img_dir).glob("pagemap-[0-9]*.img"):
+        data = path.read_bytes()
+        (head,) = struct.unpack_from("<I", data, _MAGIC_BYTES)
+        first = _MAGIC_BYTES + 4 + head
+        out = bytearray(data[:first])
+        for e in _entries(path, data, first, pagemap.pagemap_entry):
+            e.flags &= ~_PE_LAZY
+            b = e.SerializeToString()
+            out += struct.pack("<I", len(b)) + b
+        path.write_bytes(out)
+
+
+def exit_words(img_dir: str | os.PathLike[str], tids: Iterable[int]) -> list[tuple[int, int]]:
+    """For each thread, what the kernel writes to when it ends: the address of its clear_child_tid and of its robust list's head (or 0)."""
+    cls, out = layout.image("core").core_entry, []
+    for tid in tids:
+        path = Path(img_dir) / f"core-{tid}.img"
+        if path.exists():
+            _, (core,) = read_entries(path, cls)
+            out.append((int(core.thread_info.clear_tid_addr), int(core.thread_core.futex_rla)))
+    return out
 
 
 def list_files(img_dir: str | os.PathLike[str]) -> list[ImageFile]:

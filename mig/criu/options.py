@@ -40,11 +40,15 @@ def dump(pid: int, img_fd: int, freeze_cgroup: str, external: Collection[str] = 
     return req
 
 
-def restore(img_fd: int, log_file: str = "restore.log") -> Any:
-    """A RESTORE request: the tree becomes a sibling of the worker, that is, a child of the process that started it."""
+def restore(img_fd: int, log_file: str = "restore.log", *, lazy: bool = False) -> Any:
+    """A RESTORE request: the tree becomes a sibling of the worker, that is, a child of the process that started it.
+
+    ``lazy``: private memory that the images do not hold is asked for at ``lazy-pages.socket`` in the directory of the images.
+    """
     rpc = layout.rpc()
     req = rpc.criu_req(type=rpc.RESTORE)
     common(req.opts, img_fd, log_file)
     req.opts.rst_sibling = True
     req.opts.notify_scripts = True
+    req.opts.lazy_pages = lazy
     return req

@@ -6,7 +6,7 @@
  *
  * environment: DEPUTY=<link fd>,<signals to drop, hex mask>,<comm>
  * packets:     from us  H hello (a = our pid)   S a signal (a = number, b = si_code, data = struct signalfd_siginfo)
- *              to us    Z stop by signal a      C close descriptor a      X end as wait status a says
+ *              to us    Z stop by signal a      C close descriptor a      X end as wait status a says      R reap children
  * The layout is mirrored in link.py. */
 
 typedef long L;
@@ -150,7 +150,9 @@ __attribute__((used)) void deputy(L *sp)
 			else if (order.op == 'C') {
 				if (order.a != link_fd && order.a != fds[0].fd)
 					sc(CLOSE, order.a, 0, 0, 0);
-			} else if (order.op == 'X')
+			} else if (order.op == 'R')
+				reap(); /* the holder of our old memory ends without a signal */
+			else if (order.op == 'X')
 				finish(order.a);
 		}
 	}

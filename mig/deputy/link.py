@@ -65,6 +65,11 @@ def close_packet(fd: int) -> bytes:
     return HEAD.pack(b"C", fd, 0)
 
 
+def reap_packet() -> bytes:
+    """Wait for children that have ended without a signal: the memory holder."""
+    return HEAD.pack(b"R", 0, 0)
+
+
 def unpack(packet: bytes) -> Hello | Signal:
     """A packet from the deputy; raises ``ValueError`` for anything else."""
     if len(packet) < HEAD.size:

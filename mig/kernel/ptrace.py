@@ -50,7 +50,7 @@ USER_CS_64 = 0x33
 NR = {
     "mmap": 9, "munmap": 11, "rt_sigprocmask": 14, "pause": 34, "getpid": 39, "recvmsg": 47, "socketpair": 53, "clone": 56, "wait4": 61,
     "fcntl": 72, "setsid": 112, "prctl": 157, "set_tid_address": 218, "set_robust_list": 273, "get_robust_list": 274, "execveat": 322,
-    "close": 3, "close_range": 436,
+    "close": 3, "close_range": 436, "userfaultfd": 323,
 }  # fmt: skip
 ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 

@@ -6,23 +6,30 @@ The home agent (:mod:`mig.agent.home_source`) and a host's keeper (:mod:`mig.cel
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mig.agent import home_locks, workdir
-from mig.criu import layout
-from mig.criu.dumper import Dumper
+from mig.criu import features, layout
+from mig.criu.dumper import Dumper, DumpResult
 from mig.deputy import mend
 from mig.errors import MoveFailed
 from mig.kernel import procfs
 from mig.kernel.cgroup import Cgroup
+from mig.memory import hide, precopy
 from mig.memory.carrier import Carrier, FullDump
+from mig.memory.ladder import Situation, choose
+from mig.memory.postcopy import PostCopy
 from mig.migration.journal import ARRIVED, COMMIT, ROLLED_BACK, Journal
 from mig.migration.machine import Outcome
 from mig.migration.peer import Destination
-from mig.model import ProcessFacts
+from mig.model import NodeInfo, ProcessFacts
+
+log = logging.getLogger(__name__)
 
 
 class SourceBase:
@@ -32,12 +39,14 @@ class SourceBase:
         self.mid, self.dest, self.group, self.facts, self.pid = mid, dest, group, facts, pid
         self.journal = Journal(mid, "source")
         self.carrier: Carrier = FullDump()
+        self.wanted_mode = "auto"
         self.work: Path | None = None
         self.img_fd = -1
         self.dumper: Dumper | None = None
         self.calls: list[mend.Call] = []
         self.flocks: list[home_locks.Flock] = []
         self.bytes = 0
+        self.rounds = 0
 
     @property
     def img(self) -> str:
@@ -45,13 +54,27 @@ class SourceBase:
         assert self.work is not None
         return str(self.work / "img")
 
+    async def choose_carrier(self, node: NodeInfo, pids: Mapping[int, int], members: Iterable[int]) -> None:
+        """The way that memory goes.  ``pids``: whose memory may be hidden, as this node sees them, to their numbers in the images;
+        ``members``: the whole tree."""
+        able = await asyncio.to_thread(features.probe)
+        situation = Situation(
+            hideable=await asyncio.to_thread(hide.hideable, pids), record_locks=bool(home_locks.scan(list(members))[1]),
+            lazy=able.lazy_pages and able.uffd, tracking=precopy.available(),
+        )  # fmt: skip
+        mode, why = choose(self.wanted_mode, situation)
+        self.carrier = FullDump(why) if mode == "full" else PostCopy(node, pids, mode=mode, why=why)
+
     async def prepare(self, request: dict[str, Any], cell_init: int | None = None) -> None:
         """Have a cell made at the destination; what this side will need starts meanwhile.  Raises :class:`mig.errors.MigError`."""
-        await self.dest.ask_for_cell(request)
+        await self.dest.ask_for_cell(request | {"memory": await self.carrier.prepare()})
         helper = asyncio.ensure_future(self.start_dumper(cell_init))
         try:
-            await self.dest.prepared()
+            answer = await self.dest.prepared()
             await helper
+            if self.carrier.mode != "full" and (why := str(answer.get("no_pager", "an older version runs there"))):
+                await self.carrier.close()
+                self.carrier = FullDump(f"{self.dest.node.name}: {why}")
         except BaseException:
             helper.cancel()
             await asyncio.gather(helper, return_exceptions=True)  # it ends what it has started
@@ -62,7 +85,24 @@ class SourceBase:
         self.work = workdir.make(self.mid, "source", self.facts.rss)
         self.img_fd = os.open(self.img, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         layout.image("core")  # imported here: 0.1 s that would otherwise fall into the freeze
-        self.dumper = await Dumper.start(self.img_fd, cell_init=cell_init)
+        self.dumper = await Dumper.start(self.img_fd, cell_init=cell_init, hides=self.carrier.mode != "full")
+
+    async def precopy(self) -> None:
+        """What goes before the freeze; what is slow to read is read now."""
+        assert self.dumper is not None
+        moved = await self.carrier.precopy()
+        self.bytes, self.rounds = self.bytes + moved.bytes, moved.rounds
+        if self.carrier.mode != "full":
+            await self.dumper.look(self.carrier.dump_options()["pids"])
+
+    async def dump(self, pid: int, freezer: str) -> DumpResult:
+        """CRIU's dump of the tree under ``pid`` (numbered as CRIU sees it) into the images."""
+        assert self.dumper is not None
+        await self.carrier.frozen()
+        result = await self.dumper.dump(pid, freezer, memory=self.carrier.dump_options())
+        await self.carrier.dumped(result)
+        log.info("dump: %s ms, %d bytes of memory in the images", result.ms, result.pages_bytes)
+        return result
 
     async def stop_dumper(self) -> None:
         """End the dump helper; idempotent."""
@@ -84,7 +124,7 @@ class SourceBase:
 
     async def ship(self, rest: dict[int, bytes]) -> None:
         """Images to the destination."""
-        self.bytes += await self.dest.ship(self.img, rest=rest)
+        self.bytes += await self.dest.ship(self.img, rest=rest, **self.carrier.head())
 
     def verify(self) -> None:
         """The last look before the commit; raises :class:`mig.errors.MigError`."""
@@ -108,7 +148,8 @@ class SourceBase:
 
     def moved(self) -> dict[str, Any]:
         """What is reported of an arrived move, beside its times."""
-        return {"bytes": self.bytes, "rounds": 0, "mode": self.carrier.mode}
+        why = {"mode_why": self.carrier.why} if self.carrier.why else {}
+        return {"bytes": self.bytes, "rounds": self.rounds, "mode": self.carrier.mode} | why
 
     async def settled(self, outcome: Outcome) -> None:
         """The outcome is known here, and all that had to be done about it is done: the journal has served."""
@@ -122,6 +163,7 @@ class SourceBase:
     async def close(self) -> None:
         """Free what the move used on this side; the outcome does not matter.  Idempotent."""
         self.dest.close()
+        await self.carrier.close()
         home_locks.forget(self.flocks)
         await self.stop_dumper()
         if self.img_fd >= 0:

@@ -194,10 +194,10 @@ def dial(node: int, addr: str, port: int, *, timeout: float = wire.PATIENCE) -> 
     return _meet_blocking(s, _CLIENT, node, timeout)[0]
 
 
-def answer(conn: socket.socket, *, timeout: float = wire.PATIENCE) -> tuple[socket.socket, Peer]:
+def answer(conn: socket.socket, *, timeout: float = wire.PATIENCE, dead_after: int = 300) -> tuple[socket.socket, Peer]:
     """As :func:`accept`, blocking."""
     try:
-        wire.tune(conn)
+        wire.tune(conn, dead_after)
         return _meet_blocking(conn, _SERVER, None, timeout)
     finally:
         conn.close()

@@ -18,6 +18,7 @@ class Guests:
     tree: Path
     holder: Path
     files: Path
+    churn: Path
 
 
 def build(directory: Path) -> Guests:
@@ -25,7 +26,7 @@ def build(directory: Path) -> Guests:
 
     Raises ``CalledProcessError`` with the compiler's words in ``stderr``.
     """
-    for name in ("verify", "tree", "holder"):
+    for name in ("verify", "tree", "holder", "churn"):
         subprocess.run(
             ["gcc", "-O2", "-Wall", "-pthread", "-o", directory / name, _HERE / f"{name}.c"],
             check=True,
@@ -33,4 +34,4 @@ def build(directory: Path) -> Guests:
             text=True,
         )
     shutil.copy(_HERE / "files.py", directory)
-    return Guests(directory / "verify", directory / "tree", directory / "holder", directory / "files.py")
+    return Guests(directory / "verify", directory / "tree", directory / "holder", directory / "files.py", directory / "churn")

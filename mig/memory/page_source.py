@@ -1,0 +1,160 @@
+"""The agent's or keeper's side of its page source: start it, tell it what is hidden, start another when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from mig import wire
+from mig.errors import MigError
+from mig.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+RESTARTS = 20
+"""A helper that dies more often has a reason that another will have too."""
+Ranges = list[tuple[int, int]]
+
+
+class SourceLost(MigError):
+    """The memory of the frozen original cannot be read any more."""
+
+
+class PageSource:
+    """One page source and the listener that it serves.  ``addr``, ``port``, ``token``: what the destination's pager needs."""
+
+    def __init__(self, addr: str) -> None:
+        """Start it; blocking for a moment."""
+        family = socket.AF_INET6 if ":" in addr else socket.AF_INET
+        self.token = os.urandom(32)
+        self.addr = addr
+        self._listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._listener.bind((addr, 0))
+        self._listener.listen(16)
+        self.port = int(self._listener.getsockname()[1])
+        self._layout: dict[str, Any] | None = None
+        self._saved: dict[int, dict[int, bytes]] = {}
+        self._fds: list[int] = []
+        self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._all: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._restarts = 0
+        self._asking = False
+        self._closed = False
+        self._tasks = Tasks()
+        self._start()
+
+    def address(self) -> dict[str, Any]:
+        """For the destination."""
+        return {"addr": self.addr, "port": self.port, "token": self.token}
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fds = (theirs.fileno(), self._listener.fileno())
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mig.memory.source_main", *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
+            )
+        wire.send(ours, token=self.token)  # a small message into an empty socket
+        ours.setblocking(False)
+        self._sock = ours
+        self._tasks.spawn(self._read(ours))
+
+    async def _read(self, sock: socket.socket) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                m = await wire.arecv(sock)
+                match m.get("op"):
+                    case "all" if not self._all.done():
+                        self._all.set_result(m)
+                    case "lost" if not self._all.done():
+                        self._all.set_exception(SourceLost(str(m["why"])))
+                    case "done" | "failed":
+                        self._answers.put_nowait(m)
+        if self._closed:
+            return
+        self._process.wait()
+        log.warning("the page source ended with status %s", self._process.returncode)
+        if self._asking:
+            self._answers.put_nowait({"op": "failed", "error": "the page source ended"})
+        self._restarts += 1
+        if self._layout is None or self._restarts > RESTARTS:
+            if not self._all.done():
+                self._all.set_exception(SourceLost("the page source ended"))
+            return
+        self._start()
+        await self._send_layout()
+
+    async def _ask(self, **m: Any) -> dict[str, Any]:
+        await wire.asend(self._sock, **m)
+        return await self._answer()
+
+    async def _answer(self) -> dict[str, Any]:
+        self._asking = True
+        try:
+            answer = await self._answers.get()
+        finally:
+            self._asking = False
+        if answer["op"] != "done":
+            raise SourceLost(str(answer.get("error")))
+        return answer
+
+    async def rounds(self, processes: list[tuple[int, int, Ranges]], *, limit_bps: int, max_rounds: int) -> dict[str, Any]:
+        """Pre-copy (index, pid, ranges); returns rounds, wire, bytes.  Raises :class:`SourceLost`."""
+        return await self._ask(op="rounds", processes=processes, limit_bps=limit_bps, max_rounds=max_rounds)
+
+    def open(self, pids: list[int]) -> None:
+        """The processes stand frozen: hold on to their address spaces, whatever becomes of them."""
+        for pid in pids:
+            for name in ("mem", "pagemap"):
+                self._fds.append(os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+
+    async def layout(self, processes: list[tuple[int, Ranges]]) -> None:
+        """What is hidden of the processes given to :meth:`open`, in that order, as (pid, ranges); from now on it is served."""
+        self._layout = {
+            "processes": [(i, ranges) for i, (_, ranges) in enumerate(processes)],
+            "pids": [(i, pid) for i, (pid, _) in enumerate(processes)],
+        }
+        await self._send_layout()
+
+    async def _send_layout(self) -> None:
+        assert self._layout is not None
+        saved = {i: list(pages.items()) for i, pages in self._saved.items()}
+        await wire.asend(self._sock, op="layout", saved=saved, **self._layout)
+        for at in range(0, len(self._fds), 32):
+            socket.send_fds(self._sock, [b"x"], self._fds[at : at + 32])
+        await self._answer()
+
+    def read(self, index: int, addr: int, length: int) -> bytes:
+        """Memory of one of the processes given to :meth:`open`; raises ``OSError``."""
+        return os.pread(self._fds[2 * index], length, addr)
+
+    async def save(self, index: int, pages: dict[int, bytes]) -> None:
+        """These pages are served with these contents, whatever happens to them in the memory."""
+        self._saved.setdefault(index, {}).update(pages)
+        await self._ask(op="saved", pages=[(index, a, p) for a, p in pages.items()])
+
+    async def all(self) -> dict[str, Any]:
+        """Wait until the destination has everything; returns bytes, zeros, faults.  Raises :class:`SourceLost`."""
+        return await asyncio.shield(self._all)
+
+    def close(self) -> None:
+        """End it; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._tasks.cancel()
+        self._sock.close()
+        self._process.kill()
+        self._process.wait()
+        self._listener.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        if self._all.done() and not self._all.cancelled():
+            self._all.exception()  # nobody may have asked

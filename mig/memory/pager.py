@@ -1,0 +1,368 @@
+"""The pager: it serves the page faults of a guest whose memory has not all arrived, and places what arrives.
+
+One thread, one loop: the order of a guest's events (unmap, discard, mremap, fork) and of the pages placed is then the order in which we
+do it, which the rules in :mod:`mig.memory.ranges` rely on.
+
+A page is placed once, and never over anything: ``UFFDIO_COPY`` refuses a page that is there.  A fault at an address that is not missing
+is a page that never held anything, or was discarded: it reads as zero.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import mmap
+import os
+import select
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from mig import wire
+from mig.kernel import uffd
+from mig.memory import frames
+from mig.memory.frames import PAGE, Kind
+from mig.memory.ranges import Spaces, join
+from mig.memory.store import PageStore
+from mig.memory.stream import Frame, Stream
+
+log = logging.getLogger(__name__)
+
+FIN = 0x52535446
+"""CRIU's last word on its socket: every process has handed over its userfaultfd."""
+FEED = 256 << 10
+"""Bytes that are taken from the page store at a time, between two looks for faults."""
+_RETRY = 0.0003
+"""Seconds to wait when the kernel says EAGAIN and has no event: the thread whose call is under way has to run first."""
+
+
+class Pager:
+    """One guest's pager.  ``say`` tells the keeper; ``connect`` begins to make the connections to the source again."""
+
+    def __init__(self, listener: socket.socket, say: Callable[..., None], reconnect: Callable[[], None]) -> None:
+        self.listener, self.say, self.reconnect = listener, say, reconnect
+        self.criu: socket.socket | None = None
+        self.demand: Stream | None = None
+        self.push: Stream | None = None
+        self.poll = select.epoll()
+        self.poll.register(listener, select.EPOLLIN)
+        self.process_of: dict[int, int] = {}  # pid in the images -> index
+        self.ranges: dict[int, list[tuple[int, int]]] = {}
+        self.spaces: dict[int, Spaces] = {}  # by index
+        self.owner: dict[int, int] = {}  # userfaultfd -> index
+        self.asked: dict[tuple[int, int], float] = {}
+        self.faults: deque[tuple[int, int]] = deque()
+        self.store = PageStore()
+        self.complete = False  # the source has sent everything
+        self.pushing = False
+        self.over = False
+        self.counts = {"faults": 0, "demanded": 0, "zeros": 0, "bytes": 0, "stored": 0}
+        self.latencies: list[float] = []
+        self._page = mmap.mmap(-1, FEED)
+        self._page_address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
+
+    # -- the loop --------------------------------------------------------------------------------------------------------------
+
+    def step(self, fds: list[int]) -> None:
+        """Serve what is ready."""
+        if self.listener.fileno() in fds:
+            self.criu, _ = self.listener.accept()
+            self.poll.register(self.criu, select.EPOLLIN)
+        if self.criu is not None and self.criu.fileno() in fds:
+            self._criu_says(self.criu)
+        # faults and events first: somebody waits
+        for fd in fds:
+            if fd in self.owner:
+                self._drain(fd)
+        self._serve_faults()
+        for stream in (self.demand, self.push):
+            if stream is not None and stream.sock.fileno() in fds:
+                self._receive(stream)
+                self._serve_faults()
+        if self.pushing:
+            self._feed()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is to be done before a descriptor is ready."""
+        return not (self.pushing and any(True for _ in self.store.chunks(PAGE)))
+
+    # -- CRIU ------------------------------------------------------------------------------------------------------------------
+
+    def layout(self, processes: list[tuple[int, list[tuple[int, int]]]]) -> None:
+        """What the images do not hold, by pid in the images; the index is the place in the list.  Before the restore begins."""
+        for index, (pid, ranges) in enumerate(processes):
+            self.process_of[pid] = index
+            self.ranges[index] = ranges
+            self.spaces[index] = Spaces()
+
+    def _criu_says(self, s: socket.socket) -> None:
+        word = s.recv(4, socket.MSG_WAITALL)
+        if len(word) < 4:
+            self.poll.unregister(s)
+            s.close()
+            self.criu = None
+            return
+        (pid,) = struct.unpack("<i", word)
+        if pid == FIN:
+            self.say("restored", processes=len(self.owner))
+        elif pid > 0:
+            _, fds, _, _ = socket.recv_fds(s, 1, 1)
+            self._adopt(fds[0], self.process_of.get(pid, -1))
+
+    def _adopt(self, fd: int, index: int) -> None:
+        os.set_inheritable(fd, False)
+        os.set_blocking(fd, False)
+        spaces = self.spaces.setdefault(index, Spaces())
+        spaces.open(fd, self.ranges.get(index, ()))
+        self.owner[fd] = index
+        self.poll.register(fd, select.EPOLLIN)
+
+    # -- the guest -------------------------------------------------------------------------------------------------------------
+
+    def _drain(self, fd: int) -> bool:
+        """Read what the kernel tells of one address space; events count at once, faults wait until all of them are read."""
+        try:
+            events = uffd.read(fd, 64)
+        except OSError as e:
+            log.info("userfaultfd %d: %s", fd, e)
+            return False
+        index = self.owner[fd]
+        spaces = self.spaces[index]
+        for event in events:
+            match event.kind:
+                case uffd.EVENT_PAGEFAULT:
+                    self.faults.append((fd, event.a))
+                case uffd.EVENT_REMOVE | uffd.EVENT_UNMAP:
+                    spaces.remove(fd, event.a, event.b)
+                case uffd.EVENT_REMAP:
+                    spaces.remap(fd, event.a, event.b, event.n)
+                case uffd.EVENT_FORK:
+                    spaces.fork(fd, event.a)
+                    self.owner[event.a] = index
+                    self.poll.register(event.a, select.EPOLLIN)
+        return bool(events)
+
+    def _serve_faults(self) -> None:
+        while self.faults:
+            fd, addr = self.faults.popleft()
+            if fd in self.owner:
+                self.counts["faults"] += 1
+                self._fault(fd, addr)
+
+    def _fault(self, fd: int, addr: int) -> None:
+        index = self.owner[fd]
+        piece = self.spaces[index].find(fd, addr, PAGE)
+        if piece is None:
+            self._zero(fd, addr)
+        elif self.store.find(index, piece.source, PAGE):
+            self._place_stored(index, piece.source, PAGE)
+        elif (index, piece.source) not in self.asked:
+            self.asked[index, piece.source] = time.monotonic()
+            self._request(index, piece.source)
+
+    def _zero(self, fd: int, addr: int) -> None:
+        _, e = uffd.zeropage(fd, addr, PAGE)
+        if e == errno.EAGAIN:
+            self._retry(fd)
+            self.faults.append((fd, addr))  # what we have read meanwhile may have changed what is there
+        elif e == errno.ESRCH:
+            self._gone(fd)
+        elif e:
+            uffd.wake(fd, addr, PAGE)  # it is there already, or nothing is mapped any more
+        else:
+            self.counts["zeros"] += 1
+
+    def _retry(self, fd: int) -> None:
+        if not self._drain(fd):
+            time.sleep(_RETRY)
+
+    def _place(self, index: int, source: int, where: int, length: int) -> None:
+        """Put pages of the source, which lie at ``where`` in our memory, wherever they are missing."""
+        spaces = self.spaces.get(index)
+        if spaces is None:
+            raise wire.WireError(f"pages of process {index}, which we do not have")
+        while places := spaces.places(source, source + length):
+            p = places[0]
+            done, e = uffd.copy(p.space, p.start, where + p.source - source, p.end - p.start)
+            if done:
+                spaces.arrived(p.space, p.start, p.start + done)
+            at = p.start + done
+            if e == errno.EAGAIN:
+                if not done:
+                    self._retry(p.space)
+            elif e in (errno.EEXIST, errno.ENOENT):
+                spaces.arrived(p.space, at, at + PAGE)
+                uffd.wake(p.space, at, PAGE)
+            elif e == errno.ESRCH:
+                self._gone(p.space)
+            elif e:
+                raise OSError(e, f"UFFDIO_COPY of {p.end - p.start} bytes to {p.start:#x}: {os.strerror(e)}")
+
+    def _gone(self, fd: int) -> None:
+        """An address space has ended."""
+        index = self.owner.pop(fd, None)
+        if index is not None:
+            self.spaces[index].close(fd)
+            self.poll.unregister(fd)
+            os.close(fd)
+
+    # -- the source ------------------------------------------------------------------------------------------------------------
+
+    def connected(self, demand: socket.socket, push: socket.socket) -> None:
+        """Connections to the source, the first ones or new ones; what was asked for on the old ones is asked for again."""
+        for s in (demand, push):
+            s.setblocking(False)
+            self.poll.register(s, select.EPOLLIN)
+        self.demand, self.push = Stream(demand), Stream(push)
+        if self.pushing:
+            self._tell(push, op="push", missing=self._missing())
+            self.asked = dict.fromkeys((k for k in self.asked if self.spaces[k[0]].places(k[1], k[1] + PAGE)), time.monotonic())
+        for index, source in self.asked:
+            self._request(index, source)
+
+    def start_push(self) -> None:
+        """The guest runs: everything is wanted."""
+        self.pushing = True
+        if self.push is not None:
+            self._tell(self.push.sock, op="push", missing=None)
+
+    def _missing(self) -> list[tuple[int, int, int]]:
+        """What has to be sent again to a source that has forgotten; pages in the store are here."""
+        out = []
+        for index, spaces in self.spaces.items():
+            for a, b in spaces.left():
+                while a < b:
+                    here = self.store.find(index, a, b - a)
+                    if here:
+                        a += here
+                        continue
+                    end = min([b, *(r.start for r in self.store.chunks(1) if r.process == index and r.start > a)])
+                    out.append((index, a, end))
+                    a = end
+        return out
+
+    def _tell(self, s: socket.socket, **m: Any) -> None:
+        try:
+            s.setblocking(True)
+            wire.send(s, **m)
+            s.setblocking(False)
+        except OSError as e:
+            self._disconnected(e)
+
+    def _request(self, index: int, source: int) -> None:
+        if self.demand is None:
+            return
+        self.counts["demanded"] += 1
+        try:
+            self.demand.sock.send(frames.REQUEST.pack(source, index))
+        except BlockingIOError:
+            self._disconnected(OSError(errno.EAGAIN, "the source takes no requests"))
+        except OSError as e:
+            self._disconnected(e)
+
+    def _receive(self, stream: Stream) -> None:
+        try:
+            for f in stream.frames():
+                self._frame(f)
+        except (OSError, EOFError) as e:
+            if not self.over:
+                self._disconnected(e)
+
+    def _disconnected(self, why: BaseException) -> None:
+        """Threads that need pages wait; the connections are made again."""
+        if self.demand is None:
+            return
+        log.warning("the connection to the page source broke: %s", why or type(why).__name__)
+        for stream in (self.demand, self.push):
+            if stream is not None:
+                self.poll.unregister(stream.sock)
+                stream.close()
+        self.demand = self.push = None
+        self.complete = False
+        self.reconnect()
+
+    def _frame(self, f: Frame) -> None:
+        match f.kind:
+            case Kind.DATA:
+                self.counts["bytes"] += f.length
+                self._place(f.process, f.addr, f.where, f.length)
+                if f.length == PAGE and (since := self.asked.pop((f.process, f.addr), None)) is not None:
+                    self.latencies.append(time.monotonic() - since)
+                else:
+                    for at in range(f.addr, f.addr + f.length, PAGE):
+                        self.asked.pop((f.process, at), None)
+            case Kind.STORE:
+                self.store.put(f.process, f.addr, f.payload)
+            case Kind.ZERO:
+                self._are_zero(f.process, f.addr, f.addr + f.length * PAGE)
+            case Kind.STORED:
+                self.store.mark(f.process, f.addr, f.addr + f.length * PAGE)
+            case Kind.ALL:
+                self.complete = True
+
+    def _are_zero(self, index: int, start: int, end: int) -> None:
+        """Nothing is missing there any more: who waits there, or comes later, gets a zero page."""
+        spaces = self.spaces[index]
+        waiting = [k for k in self.asked if k[0] == index and start <= k[1] < end]
+        for k in waiting:
+            self.asked.pop(k)
+            self.faults.extend((p.space, p.start) for p in spaces.places(k[1], k[1] + PAGE))
+        for p in spaces.places(start, end):
+            spaces.arrived(p.space, p.start, p.end)
+
+    # -- the page store --------------------------------------------------------------------------------------------------------
+
+    def _place_stored(self, index: int, addr: int, length: int) -> None:
+        self.store.read(index, addr, memoryview(self._page)[:length])
+        self._place(index, addr, self._page_address, length)
+        self.store.forget(index, addr, length)
+        self.counts["stored"] += length
+        for at in range(addr, addr + length, PAGE):
+            self.asked.pop((index, at), None)
+
+    def _feed(self) -> None:
+        """Some of what came before the freeze, where it belongs."""
+        for r in self.store.chunks(FEED):
+            self._place_stored(r.process, r.start, r.end - r.start)
+            return
+
+    # -- the end ---------------------------------------------------------------------------------------------------------------
+
+    @property
+    def missing(self) -> int:
+        """Bytes that have not arrived."""
+        return sum(m.bytes for s in self.spaces.values() for m in s.missing.values())
+
+    def finished(self) -> bool:
+        """Whether nothing is missing, or nobody is left who could miss it."""
+        if not self.pushing or self.over:
+            return self.over
+        if not self.owner:
+            return True
+        if self.complete and not self.asked and self.idle and not self.faults:
+            for index, spaces in self.spaces.items():
+                for a, _ in spaces.left()[:16]:  # none, if the source has done its work
+                    self.asked[index, a] = time.monotonic()
+                    self._request(index, a)
+            return not self.asked
+        return False
+
+    def finish(self) -> None:
+        """Let the memory be ordinary memory, and tell the source that it may forget its own."""
+        self.over = True
+        for fd in list(self.owner):
+            self._gone(fd)
+        if self.push is not None:
+            self._tell(self.push.sock, op="all", faults=self.counts["faults"])
+        ordered = sorted(self.latencies)
+        p50 = ordered[len(ordered) // 2] if ordered else 0.0
+        self.say("all", **self.counts, fault_p50_us=round(p50 * 1e6))
+
+    def wanted(self) -> list[tuple[int, list[tuple[int, int]]]]:
+        """For tests: what is missing, by index."""
+        return [(i, join(s.left())) for i, s in self.spaces.items()]

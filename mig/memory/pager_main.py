@@ -1,0 +1,177 @@
+"""``python -m mig.memory.pager_main CONTROL``: the pager's process, started by the keeper before the cell.
+
+The first message on CONTROL says everything: ``socket`` (CRIU's lazy-pages.socket, made here), ``cell`` (its cgroup), ``keeper``, and of
+the source ``node`` (its id), ``addr``, ``port``, ``token``.  Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or
+``failed``, ``restored`` (every process has its userfaultfd), ``all``, ``waiting`` (the source does not answer), ``lost`` (it is gone).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from mig import wire
+from mig.kernel import libc
+from mig.memory import guardian
+from mig.memory.pager import Pager
+from mig.trust import links
+
+log = logging.getLogger(__name__)
+
+SILENCE = 10
+"""Seconds after which a silent connection is given up and made anew."""
+REFUSED = 3.0
+"""Seconds of refused connections after which the source is gone: its machine answers, and nobody listens."""
+RETRY = 0.25
+
+
+async def _connect(node: int, addr: str, port: int, token: bytes) -> tuple[socket.socket, socket.socket]:
+    pair = []
+    for role in ("demand", "push"):
+        s = await links.connect(node, addr, port, timeout=5, dead_after=SILENCE)
+        await wire.asend(s, token=token, role=role)
+        pair.append(s)
+    return pair[0], pair[1]
+
+
+class Process:
+    """The pager, its connections and its messages."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.start: dict[str, Any] = wire.recv(control)
+        self.pairs: queue.SimpleQueue[tuple[socket.socket, socket.socket] | str] = queue.SimpleQueue()
+        self.bell, self.ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> None:
+        """Serve until everything has arrived, or the keeper says that it is of no use any more."""
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            pair = self._first_pair()
+            listener.bind(str(self.start["socket"]))
+            listener.listen(1)
+            guard = guardian.start(int(self.start["keeper"]), Path(str(self.start["cell"])))
+        except (OSError, EOFError) as e:
+            self.say("failed", error=str(e) or type(e).__name__)
+            return
+        pager = Pager(listener, self.say, self._reconnect)
+        pager.connected(*pair)
+        self.say("connected", guardian=guard)
+        try:
+            self._loop(pager)
+        except (OSError, EOFError, wire.WireError):
+            log.exception("the pager fails; the guardian holds the guest's memory")
+            os._exit(1)
+        os.kill(guard, signal.SIGKILL)
+        os.waitpid(guard, 0)
+
+    def _first_pair(self) -> tuple[socket.socket, socket.socket]:
+        s = self.start
+        return asyncio.run(_connect(int(s["node"]), str(s["addr"]), int(s["port"]), bytes(s["token"])))
+
+    def say(self, op: str, **m: Any) -> None:
+        """To the keeper, which notices by itself when we end; that it has ended is the guardian's business."""
+        with contextlib.suppress(OSError):
+            wire.send(self.control, op=op, **m)
+
+    def _loop(self, pager: Pager) -> None:
+        pager.poll.register(self.control, select.EPOLLIN)
+        pager.poll.register(self.bell, select.EPOLLIN)
+        reported = 0.0
+        while not pager.finished():
+            fds = [fd for fd, _ in pager.poll.poll(1.0 if pager.idle else 0)]
+            if self.control.fileno() in fds and not self._obey(pager):
+                return
+            if self.bell in fds:
+                os.read(self.bell, 64)
+                self._reconnected(pager)
+            pager.step(fds)
+            if pager.pushing and time.monotonic() - reported > 1:
+                reported = time.monotonic()
+                self.say("missing", bytes=pager.missing)
+        pager.finish()
+        self._linger(pager)
+
+    def _obey(self, pager: Pager) -> bool:
+        try:
+            m = wire.recv(self.control)
+        except (EOFError, OSError):
+            return False
+        match m["op"]:
+            case "layout":
+                pager.layout([(int(p), [(int(a), int(b)) for a, b in ranges]) for p, ranges in m["processes"]])
+                self.say("laid-out")
+            case "push":
+                pager.start_push()
+            case "end":
+                pager.over = True
+        return True
+
+    def _linger(self, pager: Pager) -> None:
+        """The source's last frames are read and dropped, so that our last word is not lost with a reset connection."""
+        if pager.push is None:
+            return
+        s = pager.push.sock
+        s.settimeout(5)
+        with contextlib.suppress(OSError):
+            s.shutdown(socket.SHUT_WR)
+            while s.recv(1 << 20):
+                pass
+
+    # -- connections -----------------------------------------------------------------------------------------------------------
+
+    def _reconnect(self) -> None:
+        threading.Thread(target=self._keep_trying, daemon=True).start()
+
+    def _keep_trying(self) -> None:
+        refused = 0.0
+        while True:
+            try:
+                self.pairs.put(self._first_pair())
+                break
+            except ConnectionRefusedError:
+                refused = refused or time.monotonic()
+                if time.monotonic() - refused > REFUSED:
+                    self.pairs.put("nobody serves its memory any more")
+                    break
+            except (OSError, EOFError, TimeoutError) as e:
+                refused = 0.0
+                log.info("the page source cannot be reached: %s", e or type(e).__name__)
+                self.pairs.put("")
+                os.write(self.ring, b"x")
+            time.sleep(RETRY)
+        os.write(self.ring, b"x")
+
+    def _reconnected(self, pager: Pager) -> None:
+        while not self.pairs.empty():
+            match self.pairs.get():
+                case "":
+                    self.say("waiting", bytes=pager.missing)
+                case str(why):
+                    self.say("lost", why=why)
+                case pair:
+                    log.info("connected to the page source again, %d bytes are missing", pager.missing)
+                    pager.connected(*pair)
+
+
+def main() -> None:
+    """Run one pager."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s pager: %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    libc.set_name("mig-pager")
+    Process(socket.socket(fileno=int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The carrier that keeps memory out of the pause: hidden from the dump, served and pushed by a page source after the resume.
+
+With ``mode`` ``pre-copy`` pages are also sent before the freeze.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from mig.criu.dumper import DumpResult
+from mig.memory import hide
+from mig.memory.carrier import Moved
+from mig.memory.page_source import PageSource
+from mig.memory.precopy import MAX_ROUNDS
+from mig.model import NodeInfo
+
+
+class PostCopy:
+    """One move's.  ``pids``: the processes whose memory is hidden, as this node sees them, to their numbers in the images."""
+
+    def __init__(self, node: NodeInfo, pids: Mapping[int, int], *, mode: str = "post-copy", why: str = "", limit_bps: int = 0) -> None:
+        self.mode, self.why = mode, why
+        self.node, self.pids, self.limit_bps = node, dict(pids), limit_bps
+        self.source: PageSource | None = None
+        self.processes: list[tuple[int, list[tuple[int, int]]]] = []
+        self.moved = Moved()
+
+    async def prepare(self) -> dict[str, Any]:
+        """Start the page source; the destination's pager connects to it while it prepares."""
+        self.source = PageSource(self.node.addr)
+        return {"mode": self.mode, "node": self.node.id, **self.source.address()}
+
+    async def precopy(self) -> Moved:
+        """Rounds of pages into the destination's store."""
+        assert self.source is not None
+        if self.mode == "pre-copy":
+            areas = await asyncio.gather(*(asyncio.to_thread(hide.read_areas, p) for p in self.pids))
+            processes = [
+                (i, p, [(a.mapping.start, a.mapping.end) for a in of if a.hidden])
+                for i, (p, of) in enumerate(zip(self.pids, areas, strict=True))
+            ]
+            done = await self.source.rounds(processes, limit_bps=self.limit_bps, max_rounds=MAX_ROUNDS)
+            self.moved = Moved(bytes=int(done["wire"]), rounds=int(done["rounds"]))
+        return self.moved
+
+    async def frozen(self) -> None:
+        """Hold on to the address spaces."""
+        assert self.source is not None
+        self.source.open(list(self.pids))
+
+    def dump_options(self) -> dict[str, Any]:
+        """Hide these processes' memory."""
+        return {"mode": "hidden", "pids": list(self.pids.values())}
+
+    async def dumped(self, result: DumpResult) -> None:
+        """From now on it is served: the restore may touch pages already."""
+        assert self.source is not None
+        hidden = dict(result.hidden)
+        self.processes = [(inside, hidden[inside]) for inside in self.pids.values()]
+        await self.source.layout([(pid, hidden[inside]) for pid, inside in self.pids.items()])
+
+    def head(self) -> dict[str, Any]:
+        """What the images lack."""
+        return {"memory": self.processes}
+
+    async def serve(self) -> Moved:
+        """Until the destination has everything.  Raises :class:`mig.memory.page_source.SourceLost`."""
+        assert self.source is not None
+        done = await self.source.all()
+        return Moved(bytes=self.moved.bytes + int(done["bytes"]), rounds=self.moved.rounds)
+
+    async def close(self) -> None:
+        """End the page source."""
+        if self.source is not None:
+            self.source.close()

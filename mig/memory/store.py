@@ -1,0 +1,73 @@
+"""The page store at the destination: pages that came before the freeze, until it is known whether they are current.
+
+A sparse memfd for each process, in which a page lies at its own address.  Only one process writes and reads it: the pager.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+
+from mig.memory.frames import Range
+from mig.memory.ranges import Missing
+
+_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate64.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class PageStore:
+    """Pages by (index of the process, address)."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, int] = {}
+        self._current: dict[int, Missing] = {}
+        self.bytes = 0
+        """Bytes that were put in, each time counted."""
+
+    def put(self, index: int, addr: int, contents: memoryview) -> None:
+        """Keep some pages; later ones replace earlier ones."""
+        fd = self._files.get(index)
+        if fd is None:
+            fd = self._files[index] = os.memfd_create(f"mig-pages-{index}", os.MFD_CLOEXEC)
+        self.bytes += len(contents)
+        while contents:
+            n = os.pwrite(fd, contents, addr)
+            contents, addr = contents[n:], addr + n
+
+    def mark(self, index: int, start: int, end: int) -> None:
+        """The pages ``[start, end)`` are current: they may be used."""
+        self._current.setdefault(index, Missing()).add(start, end)
+
+    def find(self, index: int, addr: int, limit: int = 0) -> int:
+        """How many bytes from ``addr`` on are here and current, at most ``limit``; 0 for none."""
+        known = self._current.get(index)
+        piece = known.find(addr, limit) if known is not None else None
+        return piece.end - piece.start if piece is not None else 0
+
+    def read(self, index: int, addr: int, into: memoryview) -> None:
+        """Contents of current pages."""
+        got = os.preadv(self._files[index], [into], addr)
+        if got < len(into):  # the file ends where the last page came
+            into[got:] = bytes(len(into) - got)
+
+    def forget(self, index: int, addr: int, length: int) -> None:
+        """These pages are where they belong: free them here."""
+        if (known := self._current.get(index)) is not None:
+            known.drop(addr, addr + length)
+        if (fd := self._files.get(index)) is not None:
+            _libc.fallocate64(fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, addr, length)
+
+    def chunks(self, size: int) -> Iterator[Range]:
+        """Current pages, ``size`` bytes at the most, the next one looked up anew each time; to be forgotten by the caller."""
+        for index, known in self._current.items():
+            while (first := next(iter(known), None)) is not None:
+                yield Range(index, first.start, min(first.end, first.start + size))
+
+    def close(self) -> None:
+        """Free everything."""
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+        self._current.clear()
