@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mig.errors import BadInput, CannotMove, MigError, OutcomeUnknown
 from omtools import output
+
+if TYPE_CHECKING:
+    import argparse
 
 PATIENCE = 0.3
 """Seconds before a progress line appears."""
@@ -15,8 +18,8 @@ GRACE = 30.0
 """Seconds that the daemon has beyond --timeout to roll a move back and say so."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = output.parser("migrate", "Move a running process to another node of the pool; it goes on there and does not notice.")
     p.add_argument(
         "pid", metavar="PID", type=output.process_number, help="a process of this machine, or a guest from here that runs elsewhere"
@@ -25,7 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--dry-run", action="store_true", help="say what would be done, and every reason against it; touch nothing")
     p.add_argument("--json", action="store_true", help="print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON")
     p.add_argument("--timeout", metavar="S", type=float, help="give up, and roll back, after so many seconds")
-    a = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    a = parser().parse_args(argv)
     return output.run(lambda: _migrate(a.pid, a.to, a.dry_run, a.json, a.timeout), "migrate", json=a.json)
 
 
