@@ -18,6 +18,7 @@ from mig.model import NodeInfo, ProcessFacts
 from mig.trust import links
 from mig.trust.store import Peer
 from mig.trust.strangers import Strangers
+from omdiscd import pool_events
 from omdiscd.admission import Reservations, admit, refusals
 from omdiscd.events import Events
 from omdiscd.guests import Guests
@@ -139,6 +140,8 @@ class PeerServer:
         if op == "info":
             info, k, mem = self.live(but=str(m.get("who", "")))
             return {"op": "info", "node": dataclasses.asdict(info), "reserved_k": k, "reserved_mem": mem}
+        if op == "events":
+            return pool_events.answer(self.events, m)
         if op == "reserve":
             return self._reserve(str(m["who"]), float(m["k"]), int(m["mem"]))
         if op == "release":
