@@ -194,7 +194,7 @@ class PeerServer:
             return
         m["root_allowed"] = self.config.allow_root_guests  # whatever the source wrote there
         pid = self.spawner.keeper(conn, m)
-        log.info("keeper %d prepares for process %d (%s) of %s, asked by %s", pid, facts.pid, facts.comm, home.name, source)
+        log.info("move %s: keeper %d prepares for process %d (%s) of %s, asked by %s", m.get("mid"), pid, facts.pid, facts.comm, home.name, source)
         # it counts before the samples see it, so that the next one who asks gets the truth
         self._arriving[pid] = time.monotonic() + _ARRIVAL, facts.rss
         self.sampler.loads.arrived()
