@@ -194,7 +194,8 @@ class PeerServer:
             return
         m["root_allowed"] = self.config.allow_root_guests  # whatever the source wrote there
         pid = self.spawner.keeper(conn, m)
-        log.info("move %s: keeper %d prepares for process %d (%s) of %s, asked by %s", m.get("mid"), pid, facts.pid, facts.comm, home.name, source)
+        who = f"process {facts.pid} ({facts.comm}) of {home.name}"
+        log.info("move %s: keeper %d prepares for %s, asked by %s", m.get("mid"), pid, who, source)
         # it counts before the samples see it, so that the next one who asks gets the truth
         self._arriving[pid] = time.monotonic() + _ARRIVAL, facts.rss
         self.sampler.loads.arrived()
