@@ -38,6 +38,7 @@ from mig.criu.agreed import Agreement, objections, warm_up
 from mig.errors import BadInput, CannotMove, MigError
 from mig.homefs import mount
 from mig.kernel import libc, pidfd
+from mig.kernel.cgroup import leave_unit
 from mig.migration import faults
 from mig.migration.faults import Fault, reach
 from mig.migration.journal import ABORTED, PREPARED, RUNNING, Journal
@@ -383,6 +384,7 @@ def main() -> int:
     a = p.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     faults.enabled = os.environ.get("MIG_FAULTS") == "1"
+    leave_unit()
     paths.make_run_dirs()
     with os.fdopen(a.request, "rb") as f:
         f.seek(0)
