@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -23,6 +24,7 @@ from mig.config import Config
 from mig.config_file import commented
 from mig.trust import keys
 from tests.kernel.test_daemon import OMDISCD, Node, until
+from tests.unit.test_hostile_input import mutated
 
 PORT = 17241
 
@@ -205,6 +207,29 @@ def test_repeated_and_reflected_datagrams_change_nothing(nodes: tuple[Node, Node
         until(lambda: "no map in it" in n1.log.read_text())
     assert n1.log.read_text().count("seen before") == 1
     assert n1.states() == {"n1": "alive", "n2": "alive"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_million_changed_datagrams_cost_a_daemon_nothing_that_stays(nodes: tuple[Node, Node]) -> None:
+    n1, n2 = nodes
+    assert n1.process
+    daemon, chance = psutil.Process(n1.process.pid), random.Random(3)
+    models = [Seal(bytes(32), 2, 1).seal({"t": "vector", "n": [list(range(12))] * k}) for k in range(20)]
+    before, lines = 0, n1.log.read_text().count("\n")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(("127.0.0.9", 0))
+        for i in range(1_000_000):
+            s.sendto(mutated(chance, chance.choice(models)), ("127.0.0.1", PORT))
+            if i == 100_000:
+                before = daemon.memory_info().rss
+            if i % 100_000 == 0:
+                assert n1.states() == n2.states() == {"n1": "alive", "n2": "alive"}
+    assert daemon.memory_info().rss - before < 4 << 20
+    heard = next(c["text"] for c in n1.ask("doctor")["checks"] if c["name"] == "datagrams")
+    print(heard)
+    assert int(heard.split()[0]) > 100_000  # what the socket's buffer did not hold is not ours to count
+    assert n1.log.read_text().count("\n") - lines < 50
 
 
 @pytest.mark.parametrize("talk", ["nothing", "half", "huge"])
