@@ -22,6 +22,7 @@ from omdiscd.seal import Seal
 
 from mig.config import Config
 from mig.config_file import commented
+from mig.kernel import cgroup
 from mig.trust import keys
 from tests.kernel.test_daemon import OMDISCD, Node, until
 from tests.unit.test_hostile_input import mutated
@@ -135,6 +136,16 @@ def test_a_pool_changes_its_key_without_a_stop(nodes: tuple[Node, Node], base: P
         s.sendto(Seal(old, 9, 1).seal({"t": "hello", "n": []}), ("127.0.0.1", PORT))
         until(lambda: n1.log.read_text().count("127.0.0.9: its datagrams are ignored: not sealed with our key") == 1)
     assert n1.log.read_text().count("not sealed with our key") == before + 1
+
+
+def test_helpers_leave_the_unit_of_systemd() -> None:
+    """What systemd kills with the unit is what is in the unit's cgroup."""
+    code = "import os; from mig.kernel.cgroup import leave_unit, of; leave_unit(); print(of(os.getpid()), of(os.getppid()))"
+    for inside, moves in ((True, True), (False, False)):
+        env = {k: v for k, v in os.environ.items() if k != "INVOCATION_ID"} | ({"INVOCATION_ID": "1"} if inside else {})
+        ours, parents = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.split()
+        assert (ours != parents) is moves and (Path(ours).name == "mig-helpers") is moves
+    (cgroup.root() / "mig-helpers").rmdir()
 
 
 # -- strangers --------------------------------------------------------------------------------------------------------------------
