@@ -19,9 +19,11 @@ from pathlib import Path
 import mig
 from mig import paths
 from mig.config import Config, load, split_address
+from mig.config_file import commented
 from mig.deputy import orphan
 from mig.errors import MigError
 from mig.kernel import pidfd, procfs
+from mig.kernel.cgroup import leave_unit
 from mig.migration.sweep import sweep
 from mig.model import GuestState, NodeInfo
 from mig.trust import keys, links, store
@@ -42,9 +44,10 @@ from omdiscd.owner import Owner
 from omdiscd.owner_ops import OwnerOperations
 from omdiscd.peers import PeerServer
 from omdiscd.recovery import Recovery
-from omdiscd.reload import Reloader, notify_reloading
+from omdiscd.reload import Reloader
 from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
+from omdiscd.service import notify, reloading, unit, watchdog
 from omdiscd.spawn import Spawner
 from omdiscd.targets import Targets
 
@@ -61,10 +64,15 @@ def main() -> int:
         level=logging.DEBUG if args.debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    if args.print_config or args.print_unit:
+        print(commented() if args.print_config else unit(), end="")
+        return 0
     try:
         config = load(args.config)
         if args.check_config:
             print(config.describe())
+            if os.geteuid() == 0:
+                keys.load()  # raises for a key that is none, or that others may read
             return 0
         if os.geteuid() != 0:
             raise MigError("omdiscd must run as root: it freezes, dumps and restores processes of all users")
@@ -90,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--check-config", action="store_true", help="print the configuration as understood and exit; status 2 when it is not valid"
     )
+    p.add_argument("--print-config", action="store_true", help="print a configuration file with every key, its default and what it means")
+    p.add_argument("--print-unit", action="store_true", help="print a unit for systemd that runs this omdiscd")
     p.add_argument("--debug", action="store_true", help="log more")
     p.add_argument("--version", action="version", version=f"omdiscd {mig.__version__}")
     return p
@@ -108,17 +118,6 @@ def node_id(addr: str) -> int:
     if ":" in addr:
         return int.from_bytes(hashlib.blake2s(addr.encode(), digest_size=2).digest(), "big") or 1
     return int.from_bytes(socket.inet_aton(addr)[2:], "big") or 1
-
-
-def notify(text: str) -> None:
-    """sd_notify: tell systemd our state, when it wants to know."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
-            try:
-                s.sendto(text.encode(), "\0" + path[1:] if path.startswith("@") else path)
-            except OSError as e:
-                log.warning("cannot tell systemd %s: %s", text, e.strerror)
 
 
 class Daemon:
@@ -190,6 +189,7 @@ class Daemon:
         except OSError as e:
             raise MigError(f"cannot listen on {me.addr} port {me.port}: {e.strerror}", hint="is another omdiscd running here?") from e
         links.start()
+        leave_unit(links.pid())
         self._learn()
         self.jobs.load()
         self.guests.look()
@@ -205,8 +205,7 @@ class Daemon:
         )
         parts = (
             self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
-            self._keep_learning,
-            self.owner.run, self.evictor.run,
+            self._keep_learning, self.owner.run, self.evictor.run, watchdog,
         )  # fmt: skip
         tasks = [asyncio.ensure_future(p()) for p in parts]
         waiting = asyncio.ensure_future(stop.wait())
@@ -228,7 +227,7 @@ class Daemon:
             self.control.close()
 
     def _hangup(self) -> None:
-        notify(notify_reloading())
+        reloading()
         self.reloader.at_signal()
         notify("READY=1")
 
