@@ -38,6 +38,10 @@ class GuestShare:
         self._done: dict[int, object] = {}
         self._v1 = _v1_group()
 
+    def unit(self, count: int) -> float:
+        """cgroup v2: the weight of one of ``count`` guests, which a share by age may be a part of."""
+        return weight(max(0, self.nice), 100) / max(1, count)
+
     def apply(self) -> None:
         """Set what is not set yet."""
         here = {k.state.host_pid for k in self.guests.keepers() if k.state and k.state.host_pid and k.state.home != self.home}
@@ -65,7 +69,7 @@ class GuestShare:
             if (cell / "cpu.weight").exists():
                 _put(cell / "cpu.idle", "1" if self.idle else "0")
                 if not self.idle:
-                    _put(cell / "cpu.weight", str(max(1, round(weight(nice, 100) / count))))
+                    _put(cell / "cpu.weight", str(max(1, round(self.unit(count)))))
                 self.how = "idle priority" if self.idle else f"nice {nice} together (cpu.weight)"
             elif self._v1 is not None:
                 self._v1.mkdir(exist_ok=True)
@@ -77,7 +81,8 @@ class GuestShare:
                     _put(self._v1 / "cpu.shares", str(_V1_LEAST))
                 for p in Cgroup(cgroup.of(pid)).procs():  # what they fork is born there
                     with contextlib.suppress(ProcessLookupError):
-                        _put(self._v1 / "cgroup.procs", str(p))
+                        if not _is_inside(p):
+                            _put(self._v1 / "cgroup.procs", str(p))
                 self.how = "idle priority" if self.idle else f"nice {nice} together (cpu.shares)"
             else:
                 self.how = "as everybody: this machine has no cpu cgroup controller"
@@ -90,6 +95,15 @@ class GuestShare:
 
 def _put(path: Path, text: str) -> None:
     path.write_text(text)
+
+
+def _is_inside(pid: int) -> bool:
+    """Whether it is in the guests' v1 group, or in one below: somebody may divide further what guests get."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except FileNotFoundError:
+        raise ProcessLookupError(3, f"no process {pid}") from None
+    return any(GROUP in path.split("/") for _, names, path in (line.split(":", 2) for line in lines) if "cpu" in names.split(","))
 
 
 def _v1_group() -> Path | None:
