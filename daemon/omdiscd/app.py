@@ -40,6 +40,8 @@ from omdiscd.recovery import Recovery
 from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
 from omdiscd.spawn import Spawner
+from omdiscd.steering import Steering
+from omdiscd.switches import Switches
 from omdiscd.targets import Targets
 
 log = logging.getLogger("omdiscd")
@@ -146,12 +148,14 @@ class Daemon:
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
-        self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events)
+        self.switches = Switches.load()
+        self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events, self.switches)
+        self.steering = Steering(config, self.sampler, self.switches, self.jobs, self.mover, self.events)
         self.recovery = Recovery(info.id, self.guests, self.spawner)
         operations = ops.Operations(
             config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept
         )
-        self.control = Control(paths.CONTROL, operations.table())
+        self.control = Control(paths.CONTROL, operations.table() | self.steering.table())
         self._tasks: set[asyncio.Task[None]] = set()
 
     def me(self) -> NodeInfo:

@@ -14,9 +14,10 @@ from mig import wire
 from mig.config import Config
 from mig.migration import journal
 from mig.model import NodeInfo, ProcessFacts
-from omdiscd.admission import Reservations, admit, refusals
+from omdiscd.admission import admit, refusals
 from omdiscd.events import Events
 from omdiscd.guests import Guests
+from omdiscd.places import Places
 from omdiscd.sampler import Sampler
 from omdiscd.spawn import Spawner
 
@@ -27,8 +28,6 @@ Order = Callable[[socket.socket, dict[str, Any]], Awaitable[None]]
 _IDLE = 30.0
 """Seconds between two requests on one connection."""
 _BACKLOG = 64
-_ARRIVAL = 60.0
-"""Seconds after which a guest that was announced and is not running yet counts no more."""
 
 
 class PeerServer:
@@ -36,10 +35,9 @@ class PeerServer:
 
     def __init__(self, config: Config, key: bytes, sampler: Sampler, guests: Guests, spawner: Spawner, events: Events) -> None:
         self.config, self.key, self.sampler, self.guests, self.spawner, self.events = config, key, sampler, guests, spawner, events
-        self.reservations = Reservations()
+        self.places = Places(config.sample_s, config.transfers, config.starts)
         self.order: Order | None = None
         """Who serves the orders of nodes on which guests of ours run."""
-        self._arriving: dict[int, tuple[float, int]] = {}  # by keeper: until when, and bytes
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
@@ -77,12 +75,9 @@ class PeerServer:
 
     def live(self, *, but: str = "") -> tuple[NodeInfo, float, int]:
         """Our entry as of now, and the threads and bytes that are on their way here, or promised to others than ``but``."""
-        now = time.monotonic()
-        _, k, mem = self.reservations.total(now, but=but)
-        arrived = {x.state.helper for x in self.guests.keepers() if x.state and x.state.host_pid}
-        self._arriving = {p: a for p, a in self._arriving.items() if a[0] > now and p in self.spawner.pids and p not in arrived}
-        k += len(self._arriving)
-        mem += sum(a[1] for a in self._arriving.values())
+        running = {x.state.helper: x.state.host_pid for x in self.guests.keepers() if x.state and x.state.host_pid}
+        self.places.tidy(time.monotonic(), running, lambda keeper: keeper in self.spawner.pids)
+        k, mem = self.places.hidden(self.sampler.table.runnable_of, but=but)
         return dataclasses.replace(self.sampler.live(), guests=self.guests.hosted()), k, mem
 
     async def _serve(self, conn: socket.socket, source: str) -> None:
@@ -117,23 +112,23 @@ class PeerServer:
             info, k, mem = self.live(but=str(m.get("who", "")))
             return {"op": "info", "node": dataclasses.asdict(info), "reserved_k": k, "reserved_mem": mem}
         if op == "reserve":
-            return self._reserve(str(m["who"]), float(m["k"]), int(m["mem"]))
+            return self._reserve(str(m["who"]), float(m["k"]), int(m["mem"]), start=m.get("start") is True)
         if op == "release":
-            self.reservations.release(str(m["who"]))
+            self.places.release(str(m["who"]))
             return {"op": "released"}
         return {"op": "unknown", "asked": str(op)[:40]}
 
-    def _reserve(self, who: str, k: float, mem: int) -> dict[str, Any]:
-        now = time.monotonic()
-        count, _, held = self.reservations.total(now, but=who)
+    def _reserve(self, who: str, k: float, mem: int, *, start: bool) -> dict[str, Any]:
+        _, _, held = self.live(but=who)
         reasons = refusals(self.sampler.info)
-        if count >= self.config.transfers:
-            reasons.append(f"{self.sampler.info.name} is receiving {count} guests already")
+        wait = self.places.full(start=start, but=who) if not reasons else ""
+        if wait:
+            reasons.append(f"{self.sampler.info.name}: {wait}")
         if mem > self.sampler.info.mem_free - held - self.config.mem_reserve:
             reasons.append(f"{self.sampler.info.name} has no room for {mem >> 20} MiB")
         if not reasons:
-            self.reservations.hold(now, who, k, mem)
-        return {"op": "reserved", "ok": not reasons, "reasons": reasons}
+            self.places.hold(time.monotonic(), who, k, mem, start=start)
+        return {"op": "reserved", "ok": not reasons, "reasons": reasons, "wait": bool(wait) and len(reasons) == 1}
 
     async def _prepare(self, conn: socket.socket, m: dict[str, Any], source: str) -> None:
         facts, home = ProcessFacts.from_map(m["facts"]), NodeInfo.from_map(m["home"])
@@ -142,8 +137,8 @@ class PeerServer:
         reasons = admit(facts, home, info, self.config, hosted=info.guests, reserved_mem=reserved)
         if int(m.get("v", wire.VERSION)) > wire.VERSION or int(m.get("v", wire.VERSION)) < wire.OLDEST:
             reasons.append(f"{info.name} speaks version {wire.VERSION}, the source {m.get('v')}")
-        self.reservations.release(who)
         if reasons:
+            self.places.release(who)
             log.info("process %d (%s) of %s refused: %s", facts.pid, facts.comm, home.name, "; ".join(reasons))
             self.events.add(
                 "refuse", pid=facts.pid, comm=facts.comm, home=home.name, to=info.name, outcome="refused", reason="; ".join(reasons)
@@ -153,7 +148,7 @@ class PeerServer:
         pid = self.spawner.keeper(conn, m)
         log.info("keeper %d prepares for process %d (%s) of %s, asked by %s", pid, facts.pid, facts.comm, home.name, source)
         # it counts before the samples see it, so that the next one who asks gets the truth
-        self._arriving[pid] = time.monotonic() + _ARRIVAL, facts.rss
+        self.places.come(time.monotonic(), pid, who, facts.rss)
         self.sampler.loads.arrived()
         self.sampler.publish()
 

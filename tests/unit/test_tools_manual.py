@@ -44,7 +44,10 @@ def omdiscd_main(argv: list[str]) -> int:
         return app.main()
 
 
-VERBS = ["status", "whois", "isup", "getload", "getspeed", "block", "noblock", "lock", "unlock", "why", "events", "doctor"]
+VERBS = [
+    "status", "whois", "isup", "getload", "getspeed", "block", "noblock", "lock", "unlock", "why", "setspeed", "stay", "nostay", "lstay",
+    "nolstay", "quiet", "noquiet", "mask", "events", "doctor",
+]  # fmt: skip
 TOOLS = {
     "migrate": lambda: help_of(migrate.main),
     "mosps": lambda: help_of(mosps.main),
