@@ -49,6 +49,8 @@ from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
 from omdiscd.service import notify, reloading, unit, watchdog
 from omdiscd.spawn import Spawner
+from omdiscd.steering import Steering
+from omdiscd.switches import Switches
 from omdiscd.targets import Targets
 
 log = logging.getLogger("omdiscd")
@@ -152,7 +154,9 @@ class Daemon:
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
-        self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events)
+        self.switches = Switches.load()
+        self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events, self.switches)
+        self.steering = Steering(config, self.sampler, self.switches, self.jobs, self.mover, self.events)
         self.recovery = Recovery(info.id, self.guests, self.spawner)
         self.reloader = Reloader(file, config, seal, bool(cluster))
         operations = ops.Operations(
@@ -162,9 +166,8 @@ class Daemon:
         self.doors = Doors(self._doors_changed)
         self.evictor = Evictor(self.mover, self.guests, self.targets, self.events)
         self.owner = Owner(config, self.sampler, self.guests, self.jobs, self.doors, self.evictor, self.events)
-        self.control = Control(
-            paths.CONTROL, operations.table() | OwnerOperations(self.owner, self.evictor, self.accept).table()
-        )
+        of_owner = OwnerOperations(self.owner, self.evictor, self.accept)
+        self.control = Control(paths.CONTROL, operations.table() | of_owner.table() | self.steering.table())
         self._tasks: set[asyncio.Task[None]] = set()
 
     def me(self) -> NodeInfo:
