@@ -54,7 +54,7 @@ class Config:
     # Random peers that get the vector in each interval; in pools up to this size + 1 simply everybody.  More: fresher, n times the bytes.
     fanout: int = 6
     # A peer unheard of for this long is suspect: nothing is sent there.  Five lost datagrams in a row do not happen on a working wire.
-    suspect_s: float = 5.0
+    suspect_s: float = 4.0
     # ... and dead after this long: agents of guests there are told.  Shorter: they learn sooner; cost: a stalled node is taken for dead.
     dead_s: float = 8.0
     # Dead nodes are shown for this long and then forgotten.

@@ -24,13 +24,13 @@ from mig.errors import MigError
 from mig.kernel import pidfd, procfs
 from mig.migration.sweep import sweep
 from mig.model import GuestState, NodeInfo
-from omdiscd import discovery as net
-from omdiscd import ops, resources
+from mig.pool.pool import Changed, Pool
+from mig.pool.timing import Timing
+from omdiscd import addresses, ops, resources
 from omdiscd.balancer import Balancer
 from omdiscd.control import Control
-from omdiscd.discovery import Discovery
+from omdiscd.discovery import Discovery, clock
 from omdiscd.events import Events
-from omdiscd.gossip import Changed, Membership, Timing
 from omdiscd.guests import Guests
 from omdiscd.jobs import Jobs
 from omdiscd.moves import Mover
@@ -134,15 +134,15 @@ class Daemon:
         self.sampler.guests = self.guests.hosts
         # without a key: one that nobody else has, so that local users can neither join nor order
         self.key = key or os.urandom(32)
-        timing = Timing(config.hello_s, config.gossip_s, config.suspect_s, config.dead_s, config.forget_s, config.fanout)
+        timing = Timing.of(config)
         seeds = [split_address(s, config.port) for s in config.seeds] if key else []
-        self.members = Membership(info, seeds, timing, random.Random(), time.monotonic())
+        self.members = Pool(info, seeds, timing, random.Random(), clock())
         self.discovery = Discovery(
             self.members, Seal(self.key, info.id, info.incarnation), group=config.multicast if key else "", interfaces=self.interfaces,
             me=self.me, changed=self._node_changed,
         )  # fmt: skip
         self.peers = PeerServer(config, self.key, self.sampler, self.guests, self.spawner, self.events)
-        self.targets = Targets(config, self.key, lambda: self.members.nodes(time.monotonic()), self.me)
+        self.targets = Targets(config, self.key, self.discovery.nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
@@ -248,12 +248,12 @@ def _identity(config: Config, interfaces: list[str], key: bytes | None) -> tuple
         if key is None:
             addr, chosen = "127.0.0.1", []
         else:
-            addr = config.addr or (net.first_address(chosen[0]) if chosen else net.default_address())
+            addr = config.addr or (addresses.first_address(chosen[0]) if chosen else addresses.default_address())
             for name in chosen:
                 socket.if_nametoindex(name)
     except (LookupError, OSError) as e:
         raise MigError(f"cannot use interface {', '.join(chosen)}: {e}", hint="see: ip address") from e
-    if key is not None and not chosen and (name := net.interface_of(addr)):
+    if key is not None and not chosen and (name := addresses.interface_of(addr)):
         chosen = [name]
     blocked = ops.is_blocked() or not config.accept
     info = NodeInfo(
