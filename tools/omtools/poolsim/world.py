@@ -24,6 +24,7 @@ OVERHEAD = 28 + 42 + 23
 _TICK, _ARRIVES, _KNOCKED, _CALL = range(4)
 _KEPT = 700
 """Datagrams that the kernel keeps for a stalled node: 1 MiB."""
+_EPOCH = 1_700_000_000_000
 _BORN = 600
 """Samples of each node of which the true birth is remembered."""
 
@@ -63,14 +64,14 @@ class World:
 
     # -- nodes --------------------------------------------------------------------------------------------------------------------
 
-    def add(self, i: int, *, start: float = 0.0, seeds: Iterable[int] = (), incarnation: int = 0) -> Pool:
+    def add(self, i: int, *, start: float = 0.0, seeds: Iterable[int] = ()) -> Pool:
         """A node that starts ``start`` seconds from now."""
         at = self.now + start
         self.offsets[i] = self.rng.random() * 1000 + 100
         me = NodeInfo(
-            i, f"node{i}", address(i), 7230, incarnation=1_700_000_000_000 + incarnation or int(at * 1000), boot=f"boot{incarnation:012}", cpus=8.0,
-            load=self.rng.random(), mem_total=64 << 30, mem_free=self.rng.randrange(1 << 30, 64 << 30), version="0.2.0",
-            fingerprint="f" * 32, kernel="6.12.48+deb13-amd64", criu="lazy_pages,pidfd_store", cpu="x86_64-0123456789ab-2696",
+            i, f"node{i}", address(i), 7230, incarnation=_EPOCH + int(at * 1000), boot=f"{int(at * 1000):016x}", cpus=8.0, version="0.2.0",
+            load=self.rng.random(), mem_total=64 << 30, mem_free=self.rng.randrange(1 << 30, 64 << 30), fingerprint="f" * 32,
+            kernel="6.12.48+deb13-amd64", criu="lazy_pages,pidfd_store", cpu="x86_64-0123456789ab-2696",
         )  # fmt: skip
         pool = Pool(me, [(address(s), 7230) for s in seeds], self.timing, random.Random(self.rng.random()), at + self.offsets[i])
         self.nodes[i] = pool
