@@ -48,17 +48,22 @@ class Config:
     multicast: str = "239.192.72.30"
     # "ADDR" or "ADDR:PORT" of nodes to try where multicast is blocked.  One living seed suffices: it tells of all the others.
     seeds: tuple[str, ...] = ()
-    # Interval of hellos.  Shorter: a new node is found sooner; cost: a datagram to the group and to each seed that is not alive.
+    # Interval of hellos.  Shorter: a new node is found sooner; cost: a datagram to the group and to each seed that is not alive.  In pools
+    # of more than 16 nodes each says it more seldom, so that all together send about 16 in this time.
     # For its first 5 s a node says hello each second, so the default matters only after a broken network has healed.
     hello_s: float = 5.0
-    # Interval of the load vector.  Information is about ln(nodes) intervals old; cost grows with 1/interval.  One second is a tenth of
-    # what a move takes to pay off, and the balancer asks its targets for their live state anyway.
+    # Interval of load samples in the gossip, and of probes of whether another node lives.  Information is about ln(nodes) / 3 intervals
+    # old in pools up to 90 nodes, 2 s at 1,000 (docs/gossip.md); cost grows with 1/interval.  One second is a tenth of what a move takes
+    # to pay off, and the balancer asks its targets for their live state anyway.
     gossip_s: float = 1.0
-    # Random peers that get the vector in each interval; in pools up to this size + 1 simply everybody.  More: fresher, n times the bytes.
-    fanout: int = 6
-    # A peer unheard of for this long is suspect: nothing is sent there.  Five lost datagrams in a row do not happen on a working wire.
-    suspect_s: float = 5.0
-    # ... and dead after this long: agents of guests there are told.  Shorter: they learn sooner; cost: a stalled node is taken for dead.
+    # Datagrams in each interval, each to one random node with the freshest entries, when not all entries fit into one (about 90 nodes);
+    # below that, three.  More: fresher, 1.2 KB/s each.  10 keeps 95 % of 1,000 entries younger than 5 s.
+    fanout: int = 10
+    # A node that answers neither us nor those whom we ask to try is suspect: nothing is sent there.  When at least two others say so too,
+    # or nobody else is there to say so, it is dead after this long without a sign of life.  A node whose kernel still takes a TCP
+    # connection is stalled, not gone: it has 45 s.  Shorter: death is known sooner; cost: a busy node is taken for dead.
+    suspect_s: float = 4.0
+    # ... and after this long when nobody else suspects it.
     dead_s: float = 8.0
     # Dead nodes are shown for this long and then forgotten.
     forget_s: float = 3600.0

@@ -26,16 +26,16 @@ from mig.kernel import pidfd, procfs
 from mig.kernel.cgroup import leave_unit
 from mig.migration.sweep import sweep
 from mig.model import GuestState, NodeInfo
+from mig.pool.pool import Changed, Pool
+from mig.pool.timing import Timing
 from mig.trust import keys, links, store
-from omdiscd import discovery as net
-from omdiscd import ops, resources
+from omdiscd import addresses, ops, resources
 from omdiscd.balancer import Balancer
 from omdiscd.control import Control
-from omdiscd.discovery import Discovery
+from omdiscd.discovery import Discovery, clock
 from omdiscd.doors import Doors
 from omdiscd.events import Events
 from omdiscd.evict import ADMINISTRATOR, Evictor
-from omdiscd.gossip import Changed, Membership, Timing
 from omdiscd.guests import Guests
 from omdiscd.jobs import Jobs
 from omdiscd.moves import Mover
@@ -142,15 +142,15 @@ class Daemon:
         self.sampler.guests = self.guests.hosts
         # without a key: one that nobody else has, so that local users can neither join nor order
         seal = Seal(cluster or [os.urandom(keys.SIZE)], info.id, info.incarnation)
-        timing = Timing(config.hello_s, config.gossip_s, config.suspect_s, config.dead_s, config.forget_s, config.fanout)
+        timing = Timing.of(config)
         seeds = [split_address(s, config.port) for s in config.seeds] if cluster else []
-        self.members = Membership(info, seeds, timing, random.Random(), time.monotonic())
+        self.members = Pool(info, seeds, timing, random.Random(), clock())
         self.discovery = Discovery(
             self.members, seal, group=config.multicast if cluster else "", interfaces=self.interfaces,
             me=self.me, changed=self._node_changed,
         )  # fmt: skip
-        self.peers = PeerServer(config, self._nodes, self.sampler, self.guests, self.spawner, self.events)
-        self.targets = Targets(config, self._nodes, self.me)
+        self.peers = PeerServer(config, self.discovery.nodes, self.sampler, self.guests, self.spawner, self.events)
+        self.targets = Targets(config, self.discovery.nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
@@ -173,9 +173,6 @@ class Daemon:
     def me(self) -> NodeInfo:
         """Our own entry; the one object that all parts read."""
         return self.sampler.info
-
-    def _nodes(self) -> list[NodeInfo]:
-        return self.members.nodes(time.monotonic())
 
     async def run(self) -> None:
         """Serve until a signal; raises :class:`MigError` when it cannot start."""
@@ -247,7 +244,7 @@ class Daemon:
 
     def _learn(self) -> None:
         """Whose certificate is whose, from gossip, for all processes of this node."""
-        self.known.write((n.id, n.name, n.fingerprint) for n in (*self.members.nodes(time.monotonic()), self.me()))
+        self.known.write((n.id, n.name, n.fingerprint) for n in (*self.discovery.nodes(), self.me()))
 
     # -- what parts tell each other -----------------------------------------------------------------------------------------------
 
@@ -300,12 +297,12 @@ def _identity(config: Config, interfaces: list[str], key: bool) -> tuple[NodeInf
         if not key:
             addr, chosen = "127.0.0.1", []
         else:
-            addr = config.addr or (net.first_address(chosen[0]) if chosen else net.default_address())
+            addr = config.addr or (addresses.first_address(chosen[0]) if chosen else addresses.default_address())
             for name in chosen:
                 socket.if_nametoindex(name)
     except (LookupError, OSError) as e:
         raise MigError(f"cannot use interface {', '.join(chosen)}: {e}", hint="see: ip address") from e
-    if key and not chosen and (name := net.interface_of(addr)):
+    if key and not chosen and (name := addresses.interface_of(addr)):
         chosen = [name]
     blocked = ops.is_blocked() or not config.accept
     info = NodeInfo(
