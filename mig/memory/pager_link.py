@@ -107,10 +107,10 @@ class PagerLink:
         loop = asyncio.get_running_loop()
         fd = os.pidfd_open(self._process.pid)
         try:
-            gone = loop.create_future()
-            loop.add_reader(fd, gone.set_result, None)
+            gone = asyncio.Event()
+            loop.add_reader(fd, gone.set)
             try:
-                await gone
+                await gone.wait()
             finally:
                 loop.remove_reader(fd)
         finally:
