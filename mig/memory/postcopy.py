@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mig.criu.dumper import DumpResult
+from mig.kernel import procfs
 from mig.memory import hide
 from mig.memory.carrier import Moved
 from mig.memory.page_source import PageSource
@@ -21,7 +22,8 @@ class PostCopy:
 
     def __init__(self, addr: str, pids: Mapping[int, int], *, mode: str = "post-copy", why: str = "", limit_bps: int = 0) -> None:
         self.mode, self.why = mode, why
-        self.addr, self.pids, self.limit_bps = addr, dict(pids), limit_bps
+        self.starts = {p: start for p in pids if (start := _start(p)) is not None}
+        self.addr, self.pids, self.limit_bps = addr, {p: inside for p, inside in pids.items() if p in self.starts}, limit_bps
         self.source: PageSource | None = None
         self.processes: list[tuple[int, list[tuple[int, int]]]] = []
         self.moved = Moved()
@@ -35,18 +37,16 @@ class PostCopy:
         """Rounds of pages into the destination's store."""
         assert self.source is not None
         if self.mode == "pre-copy":
-            areas = await asyncio.gather(*(asyncio.to_thread(hide.read_areas, p) for p in self.pids))
-            processes = [
-                (i, p, [(a.mapping.start, a.mapping.end) for a in of if a.hidden])
-                for i, (p, of) in enumerate(zip(self.pids, areas, strict=True))
-            ]
+            ranges = await asyncio.gather(*(asyncio.to_thread(_hideable, p) for p in self.pids))
+            processes = [(i, p, r) for i, (p, r) in enumerate(zip(self.pids, ranges, strict=True)) if r]
             done = await self.source.rounds(processes, limit_bps=self.limit_bps, max_rounds=MAX_ROUNDS)
             self.moved = Moved(bytes=int(done["wire"]), rounds=int(done["rounds"]))
         return self.moved
 
     async def frozen(self) -> None:
-        """Hold on to the address spaces."""
+        """Hold on to the address spaces; of a tree some may have ended."""
         assert self.source is not None
+        self.pids = {p: inside for p, inside in self.pids.items() if _start(p) == self.starts[p]}
         self.source.open(list(self.pids))
 
     def dump_options(self) -> dict[str, Any]:
@@ -74,3 +74,19 @@ class PostCopy:
         """End the page source."""
         if self.source is not None:
             self.source.close()
+
+
+def _start(pid: int) -> int | None:
+    """When a living process was started; None when it has ended."""
+    try:
+        now = procfs.stat(pid)
+    except ProcessLookupError:
+        return None
+    return None if now.state in ("Z", "X") else now.start
+
+
+def _hideable(pid: int) -> list[tuple[int, int]]:
+    try:
+        return [(a.mapping.start, a.mapping.end) for a in hide.read_areas(pid) if a.hidden]
+    except ProcessLookupError:
+        return []
