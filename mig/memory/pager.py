@@ -25,7 +25,8 @@ from typing import Any
 from mig import wire
 from mig.kernel import uffd
 from mig.memory import frames
-from mig.memory.frames import PAGE, Kind
+from mig.memory.frames import MAX_PAYLOAD, PAGE, RAW_LENGTH, Codec, Kind
+from mig.memory.packing import PackingError, Unpacker
 from mig.memory.ranges import Spaces, join
 from mig.memory.store import PageStore
 from mig.memory.stream import Frame, Stream
@@ -62,6 +63,9 @@ class Pager:
         self.over = False
         self.counts = {"faults": 0, "demanded": 0, "zeros": 0, "bytes": 0, "stored": 0}
         self.latencies: list[float] = []
+        self._unpacker = Unpacker()
+        room = mmap.mmap(-1, MAX_PAYLOAD)
+        self._packed, self._packed_address = memoryview(room), ctypes.addressof(ctypes.c_char.from_buffer(room))
         self._page = mmap.mmap(-1, FEED)
         self._page_address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
 
@@ -287,6 +291,8 @@ class Pager:
         self.reconnect()
 
     def _frame(self, f: Frame) -> None:
+        if f.codec is not Codec.RAW and f.kind in (Kind.DATA, Kind.STORE):
+            f = self._unpack(f)
         match f.kind:
             case Kind.DATA:
                 self.counts["bytes"] += f.length
@@ -304,6 +310,16 @@ class Pager:
                 self.store.mark(f.process, f.addr, f.addr + f.length * PAGE)
             case Kind.ALL:
                 self.complete = True
+
+    def _unpack(self, f: Frame) -> Frame:
+        length = RAW_LENGTH.unpack_from(f.payload)[0] if f.length >= RAW_LENGTH.size else MAX_PAYLOAD + 1
+        if length > MAX_PAYLOAD or length % PAGE:
+            raise wire.WireError(f"a frame of {length} bytes")
+        try:
+            self._packed[:length] = self._unpacker.unpack(f.payload[RAW_LENGTH.size :], f.codec, length)
+        except PackingError as e:
+            raise wire.WireError(str(e)) from e
+        return f._replace(length=length, codec=Codec.RAW, where=self._packed_address, payload=self._packed[:length])
 
     def _are_zero(self, index: int, start: int, end: int) -> None:
         """Nothing is missing there any more: who waits there, or comes later, gets a zero page."""

@@ -26,6 +26,7 @@ from mig.kernel import libc, pagemap
 from mig.memory import frames, precopy
 from mig.memory.frames import CHUNK, PAGE, Kind, Range
 from mig.memory.ranges import subtract
+from mig.memory.sender import Sender
 from mig.memory.todo import Todo
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class PageSource:
         self.lock = threading.Lock()
         self.ready = threading.Event()
         self.push_conn: socket.socket | None = None
+        self.sender: Sender | None = None
         self.connected = threading.Event()
         self.sent = 0
         self.zeros = 0
@@ -123,12 +125,9 @@ class PageSource:
 
     def store(self, index: int, addr: int, contents: memoryview) -> int:
         """As :class:`mig.memory.precopy.Sink`."""
-        conn = self.push_conn
-        if conn is None:
+        if self.sender is None:
             raise OSError("the connection to the destination's pager is lost")
-        head = frames.data(Kind.STORE, index, addr, len(contents))
-        _send(conn, head, contents)
-        return len(head) + len(contents)
+        return self.sender.send(Kind.STORE, index, addr, contents)
 
     # -- from the freeze on ----------------------------------------------------------------------------------------------------
 
@@ -166,7 +165,7 @@ class PageSource:
             s.settimeout(None)
             if hello.get("role") == "push":
                 s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-                self.push_conn = s
+                self.push_conn, self.sender = s, Sender(s)
                 self.connected.set()
                 self._push(s)
             else:
@@ -177,7 +176,7 @@ class PageSource:
             log.info("a connection of the pager's ended: %s", e or type(e).__name__)
         finally:
             if self.push_conn is s:
-                self.push_conn = None
+                self.push_conn = self.sender = None
             s.close()
 
     def _lost(self, why: str) -> None:
@@ -216,8 +215,9 @@ class PageSource:
         missing = m.get("missing")
         wanted = [Range(int(i), int(a), int(b)) for i, a, b in missing] if missing is not None else self._everything()
         self._announce(s, wanted, first=missing is None)
+        sender = self.sender if self.sender is not None and self.sender.sock is s else Sender(s)
         while (r := self._take()) is not None:
-            self._send_pages(s, r)
+            self._send_pages(s, sender, r)
             if _readable(s):
                 break  # a last word: the guest has ended
         else:
@@ -259,7 +259,7 @@ class PageSource:
             self.zeros += end - start
         s.sendall(frames.note(kind, index, start, end))
 
-    def _send_pages(self, s: socket.socket, r: Range) -> None:
+    def _send_pages(self, s: socket.socket, sender: Sender, r: Range) -> None:
         contents = self.memories[r.process].read(r.start, r.end - r.start)
         at = 0
         while at < len(contents):
@@ -270,8 +270,7 @@ class PageSource:
             if zero:
                 self._note(s, Kind.ZERO, r.process, r.start + at, r.start + end)
             else:
-                _send(s, frames.data(Kind.DATA, r.process, r.start + at, end - at), memoryview(contents)[at:end])
-                self.sent += end - at
+                self.sent += sender.send(Kind.DATA, r.process, r.start + at, memoryview(contents)[at:end])
             at = end
 
     def _all(self, m: dict[str, Any]) -> None:
@@ -279,15 +278,6 @@ class PageSource:
             raise wire.WireError(f"the pager said {m.get('op')!r}")
         self.ended = True
         self._say("all", bytes=self.sent, zeros=self.zeros, **{k: v for k, v in m.items() if k != "op"})
-
-
-def _send(s: socket.socket, head: bytes, contents: memoryview) -> None:
-    n = s.sendmsg([head, contents])
-    if n < len(head):
-        s.sendall(head[n:])
-        n = len(head)
-    if n < len(head) + len(contents):
-        s.sendall(contents[n - len(head) :])
 
 
 def _readable(s: socket.socket) -> bool:
