@@ -41,6 +41,8 @@ class PostCopy:
             processes = [(i, p, r) for i, (p, r) in enumerate(zip(self.pids, ranges, strict=True)) if r]
             done = await self.source.rounds(processes, limit_bps=self.limit_bps, max_rounds=MAX_ROUNDS)
             self.moved = Moved(bytes=int(done["wire"]), rounds=int(done["rounds"]))
+            if not self.moved.rounds:
+                self.mode, self.why = "post-copy", str(done["why"])
         return self.moved
 
     async def frozen(self) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from mig import wire
 from mig.kernel import libc, pagemap
 from mig.memory import frames, precopy
-from mig.memory.frames import CHUNK, PAGE, Kind, Range
+from mig.memory.frames import PAGE, Kind, Range
 from mig.memory.ranges import subtract
 from mig.memory.sender import Sender
 from mig.memory.todo import Todo
@@ -77,6 +77,9 @@ class PageSource:
         self.todo = Todo(())
         self.lock = threading.Lock()
         self.ready = threading.Event()
+        self.marked = threading.Event()
+        self.current: list[Range] = []
+        self.marked_on: socket.socket | None = None
         self.push_conn: socket.socket | None = None
         self.sender: Sender | None = None
         self.connected = threading.Event()
@@ -121,7 +124,7 @@ class PageSource:
         except OSError as e:
             self._say("failed", error=str(e))
         else:
-            self._say("done", rounds=done.rounds, wire=done.wire, bytes=done.bytes)
+            self._say("done", rounds=done.rounds, wire=done.wire, bytes=done.bytes, why=getattr(self.tracker, "why", ""))
 
     def store(self, index: int, addr: int, contents: memoryview) -> int:
         """As :class:`mig.memory.precopy.Sink`."""
@@ -143,6 +146,21 @@ class PageSource:
             self.memories[int(index)] = Memory(fds[2 * n], fds[2 * n + 1], known, {int(a): bytes(p) for a, p in m["saved"].get(index, ())})
         self.processes = [precopy.Process(int(i), int(p), self.memories[int(i)].ranges) for i, p in m["pids"]]
         self.ready.set()
+        threading.Thread(target=self._mark, daemon=True).start()
+
+    def _mark(self) -> None:
+        """Beside the restore: what the store has is current, so that the first faults find it there."""
+        s = self.push_conn
+        try:
+            self.current = self.tracker.current(self.processes)
+            if s is not None:
+                for r in self.current:
+                    self._note(s, Kind.STORED, r.process, r.start, r.end)
+                self.marked_on = s
+        except OSError:
+            pass  # the connection is made again, and it is told there
+        finally:
+            self.marked.set()
 
     def _everything(self) -> list[Range]:
         return [Range(i, a, b) for i, m in self.memories.items() for a, b in m.ranges]
@@ -228,11 +246,12 @@ class PageSource:
 
     def _take(self) -> Range | None:
         with self.lock:
-            return self.todo.take(CHUNK)
+            return self.todo.take()
 
     def _announce(self, s: socket.socket, wanted: list[Range], *, first: bool) -> None:
         """What need not be sent: pages that hold nothing, and what the store has already."""
-        current = self.tracker.current(self.processes) if first else []
+        self.marked.wait()
+        current = self.current if first else []
         full: list[Range] = []
         for r in wanted:
             at = r.start
@@ -243,7 +262,7 @@ class PageSource:
                 at = b
             if at < r.end:
                 self._note(s, Kind.ZERO, r.process, at, r.end)
-        for r in current:
+        for r in current if self.marked_on is not s else ():
             self._note(s, Kind.STORED, r.process, r.start, r.end)
         rest: list[Range] = []
         for index in self.memories:
