@@ -23,7 +23,8 @@ class PostCopy:
         self.mode, self.why = mode, why
         self.addr, self.pids, self.limit_bps = addr, dict(pids), limit_bps
         self.source: PageSource | None = None
-        self.processes: list[tuple[int, list[tuple[int, int]]]] = []
+        self.places: dict[int, int] | None = None  # once frozen: index by pid
+        self.processes: list[tuple[int, int, list[tuple[int, int]]]] = []
         self.moved = Moved()
 
     async def prepare(self) -> dict[str, Any]:
@@ -45,30 +46,34 @@ class PostCopy:
         return self.moved
 
     async def frozen(self) -> None:
-        """Hold on to the address spaces."""
+        """Hold on to the address spaces; members that have ended meanwhile are left out."""
         assert self.source is not None
-        self.source.open(list(self.pids))
+        self.places = self.source.open(list(self.pids))
 
     def dump_options(self) -> dict[str, Any]:
         """Hide these processes' memory."""
-        return {"mode": "hidden", "pids": list(self.pids.values())}
+        return {"mode": "hidden", "pids": [inside for pid, inside in self.pids.items() if self.places is None or pid in self.places]}
 
     async def dumped(self, result: DumpResult) -> None:
         """From now on it is served: the restore may touch pages already."""
         assert self.source is not None
         hidden = dict(result.hidden)
-        self.processes = [(inside, hidden[inside]) for inside in self.pids.values()]
-        await self.source.layout([(pid, hidden[inside]) for pid, inside in self.pids.items()])
+        assert self.places is not None
+        self.processes = [(index, self.pids[pid], hidden[self.pids[pid]]) for pid, index in self.places.items()]
+        await self.source.layout({pid: hidden[self.pids[pid]] for pid in self.places})
 
     def head(self) -> dict[str, Any]:
         """What the images lack."""
         return {"memory": self.processes}
 
     async def serve(self) -> Moved:
-        """Until the destination has everything.  Raises :class:`mig.memory.page_source.SourceLost`."""
+        """Until the destination has everything; returns what was sent after the freeze.
+
+        Raises :class:`mig.memory.page_source.SourceLost`.
+        """
         assert self.source is not None
         done = await self.source.all()
-        return Moved(bytes=self.moved.bytes + int(done["bytes"]), rounds=self.moved.rounds)
+        return Moved(bytes=int(done["bytes"]))
 
     async def close(self) -> None:
         """End the page source."""
