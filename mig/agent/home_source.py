@@ -36,10 +36,12 @@ class Changed(MoveFailed):
 class HomeSource(SourceBase):
     """The actions of one first move of ``agent``'s process to ``dest``."""
 
-    def __init__(self, agent: Agent, dest: Destination, mid: str, *, held: Cgroup | None = None, mode: str = "auto") -> None:
+    def __init__(
+        self, agent: Agent, dest: Destination, mid: str, *, held: Cgroup | None = None, memory: tuple[str, int] = ("auto", 0)
+    ) -> None:
         super().__init__(mid, dest, held or Cgroup(cgroup.root() / f"mig-P{agent.pid}"), agent.facts, agent.pid)
         self.agent = agent
-        self.wanted_mode = mode
+        self.wanted = memory
         self.held = held  # mosrun -b/-N: already frozen before its first instruction, in this cgroup
         self.old_groups: dict[int, Path] = {}
         self.captured = False

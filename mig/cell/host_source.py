@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 class HostSource(SourceBase):
     """The actions of one move of ``keeper``'s guest to ``dest``; ``request`` is the agent's part of the prepare message."""
 
-    def __init__(self, keeper: Keeper, dest: Destination, request: dict[str, Any], mode: str = "auto") -> None:
+    def __init__(self, keeper: Keeper, dest: Destination, request: dict[str, Any], memory: tuple[str, int] = ("auto", 0)) -> None:
         assert keeper.house is not None and keeper.guest is not None
         super().__init__(str(request["mid"]), dest, keeper.house.cell.guest_cgroup, keeper.facts, keeper.guest.pid)
         self.keeper, self.request = keeper, request
-        self.wanted_mode = mode
+        self.wanted = memory
         self.house, self.proxies = keeper.house, keeper.proxies
         self.rest: dict[int, bytes] = {}
 

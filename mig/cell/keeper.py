@@ -379,7 +379,8 @@ class Keeper:
             await self.tell_agent("moved", ok=False, error=late.to_wire())
             return
         self.row.state = "moving"
-        source = HostSource(self, Destination(to, self.key), m["request"], str(m.get("memory", "auto")))
+        mode, limit_bps = m.get("memory", ("auto", 0))
+        source = HostSource(self, Destination(to, self.key), m["request"], (str(mode), int(limit_bps)))
         runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)
         limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
         try:

@@ -97,9 +97,9 @@ class Pager:
 
     # -- CRIU ------------------------------------------------------------------------------------------------------------------
 
-    def layout(self, processes: list[tuple[int, list[tuple[int, int]]]]) -> None:
-        """What the images do not hold, by pid in the images; the index is the place in the list.  Before the restore begins."""
-        for index, (pid, ranges) in enumerate(processes):
+    def layout(self, processes: list[tuple[int, int, list[tuple[int, int]]]]) -> None:
+        """What the images do not hold: index, pid in the images, ranges.  Before the restore begins."""
+        for index, pid, ranges in processes:
             self.process_of[pid] = index
             self.ranges[index] = ranges
             self.spaces[index] = Spaces()

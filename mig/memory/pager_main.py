@@ -110,7 +110,7 @@ class Process:
             return False
         match m["op"]:
             case "layout":
-                pager.layout([(int(p), [(int(a), int(b)) for a, b in ranges]) for p, ranges in m["processes"]])
+                pager.layout([(int(i), int(p), [(int(a), int(b)) for a, b in ranges]) for i, p, ranges in m["processes"]])
                 self.say("laid-out")
             case "push":
                 pager.start_push()

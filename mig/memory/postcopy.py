@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mig.criu.dumper import DumpResult
-from mig.kernel import procfs
 from mig.memory import hide
 from mig.memory.carrier import Moved
 from mig.memory.page_source import PageSource
@@ -22,10 +21,10 @@ class PostCopy:
 
     def __init__(self, addr: str, pids: Mapping[int, int], *, mode: str = "post-copy", why: str = "", limit_bps: int = 0) -> None:
         self.mode, self.why = mode, why
-        self.starts = {p: start for p in pids if (start := _start(p)) is not None}
-        self.addr, self.pids, self.limit_bps = addr, {p: inside for p, inside in pids.items() if p in self.starts}, limit_bps
+        self.addr, self.pids, self.limit_bps = addr, dict(pids), limit_bps
         self.source: PageSource | None = None
-        self.processes: list[tuple[int, list[tuple[int, int]]]] = []
+        self.places: dict[int, int] | None = None  # once frozen: index by pid
+        self.processes: list[tuple[int, int, list[tuple[int, int]]]] = []
         self.moved = Moved()
 
     async def prepare(self) -> dict[str, Any]:
@@ -46,45 +45,39 @@ class PostCopy:
         return self.moved
 
     async def frozen(self) -> None:
-        """Hold on to the address spaces; of a tree some may have ended."""
+        """Hold on to the address spaces; members that have ended meanwhile are left out."""
         assert self.source is not None
-        self.pids = {p: inside for p, inside in self.pids.items() if _start(p) == self.starts[p]}
-        self.source.open(list(self.pids))
+        self.places = self.source.open(list(self.pids))
 
     def dump_options(self) -> dict[str, Any]:
         """Hide these processes' memory."""
-        return {"mode": "hidden", "pids": list(self.pids.values())}
+        return {"mode": "hidden", "pids": [inside for pid, inside in self.pids.items() if self.places is None or pid in self.places]}
 
     async def dumped(self, result: DumpResult) -> None:
         """From now on it is served: the restore may touch pages already."""
         assert self.source is not None
         hidden = dict(result.hidden)
-        self.processes = [(inside, hidden[inside]) for inside in self.pids.values()]
-        await self.source.layout([(pid, hidden[inside]) for pid, inside in self.pids.items()])
+        assert self.places is not None
+        self.processes = [(index, self.pids[pid], hidden[self.pids[pid]]) for pid, index in self.places.items()]
+        await self.source.layout({pid: hidden[self.pids[pid]] for pid in self.places})
 
     def head(self) -> dict[str, Any]:
         """What the images lack."""
         return {"memory": self.processes}
 
     async def serve(self) -> Moved:
-        """Until the destination has everything.  Raises :class:`mig.memory.page_source.SourceLost`."""
+        """Until the destination has everything; returns what was sent after the freeze.
+
+        Raises :class:`mig.memory.page_source.SourceLost`.
+        """
         assert self.source is not None
         done = await self.source.all()
-        return Moved(bytes=self.moved.bytes + int(done["bytes"]), rounds=self.moved.rounds)
+        return Moved(bytes=int(done["bytes"]))
 
     async def close(self) -> None:
         """End the page source."""
         if self.source is not None:
             self.source.close()
-
-
-def _start(pid: int) -> int | None:
-    """When a living process was started; None when it has ended."""
-    try:
-        now = procfs.stat(pid)
-    except ProcessLookupError:
-        return None
-    return None if now.state in ("Z", "X") else now.start
 
 
 def _hideable(pid: int) -> list[tuple[int, int]]:

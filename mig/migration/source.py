@@ -39,7 +39,7 @@ class SourceBase:
         self.mid, self.dest, self.group, self.facts, self.pid = mid, dest, group, facts, pid
         self.journal = Journal(mid, "source")
         self.carrier: Carrier = FullDump()
-        self.wanted_mode = "auto"
+        self.wanted: tuple[str, int] = ("auto", 0)  # mode, bits a second before the freeze
         self.work: Path | None = None
         self.img_fd = -1
         self.dumper: Dumper | None = None
@@ -62,8 +62,8 @@ class SourceBase:
             hideable=await asyncio.to_thread(hide.hideable, pids), record_locks=bool(home_locks.scan(list(members))[1]),
             lazy=able.lazy_pages and able.uffd, tracking=precopy.available(),
         )  # fmt: skip
-        mode, why = choose(self.wanted_mode, situation)
-        self.carrier = FullDump(why) if mode == "full" else PostCopy(addr, pids, mode=mode, why=why)
+        mode, why = choose(self.wanted[0], situation)
+        self.carrier = FullDump(why) if mode == "full" else PostCopy(addr, pids, mode=mode, why=why, limit_bps=self.wanted[1])
 
     async def prepare(self, request: dict[str, Any], cell_init: int | None = None) -> None:
         """Have a cell made at the destination; what this side will need starts meanwhile.  Raises :class:`mig.errors.MigError`."""
