@@ -110,7 +110,8 @@ class HomeSource(SourceBase):
         self.journal.write(BEGIN, pid=a.pid, start=facts.start, cgroup=str(self.group.path), to=dataclasses.asdict(self.dest.node))
         await a.open_externals(facts)
         # of the tree only the root keeps its memory at home; its descendants end when they have moved
-        await self.choose_carrier(a.node.addr, {a.pid: a.pid}, procfs.tree(a.pid))
+        record_locks = bool(home_locks.scan(procfs.tree(a.pid))[1])
+        await self.choose_carrier(a.node.addr, lambda: {a.pid: a.pid}, record_locks=record_locks)
         request = await a.prepare_request(self.mid, 1, "remote")
         await self.prepare(request | {"facts": dataclasses.asdict(facts)})
         await a.board.wait_for(1, [e.id for e in facts.externals])

@@ -6,7 +6,7 @@ With ``mode`` ``pre-copy`` pages are also sent before the freeze.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from mig.criu.dumper import DumpResult
@@ -15,13 +15,16 @@ from mig.memory.carrier import Moved
 from mig.memory.page_source import PageSource
 from mig.memory.precopy import MAX_ROUNDS
 
+Members = Callable[[], dict[int, int]]
+
 
 class PostCopy:
-    """One move's.  ``pids``: the processes whose memory is hidden, as this node sees them, to their numbers in the images."""
+    """One move's.  ``members``: gives the processes whose memory is hidden, as this node sees them, to their numbers in the images."""
 
-    def __init__(self, addr: str, pids: Mapping[int, int], *, mode: str = "post-copy", why: str = "", limit_bps: int = 0) -> None:
+    def __init__(self, addr: str, members: Members, *, mode: str = "post-copy", why: str = "", limit_bps: int = 0) -> None:
         self.mode, self.why = mode, why
-        self.addr, self.pids, self.limit_bps = addr, dict(pids), limit_bps
+        self.addr, self.members, self.limit_bps = addr, members, limit_bps
+        self.pids = members()
         self.source: PageSource | None = None
         self.places: dict[int, int] | None = None  # once frozen: index by pid
         self.processes: list[tuple[int, int, list[tuple[int, int]]]] = []
@@ -45,8 +48,9 @@ class PostCopy:
         return self.moved
 
     async def frozen(self) -> None:
-        """Hold on to the address spaces; members that have ended meanwhile are left out."""
+        """Hold on to the address spaces: members that have ended meanwhile are left out, those born meanwhile are there."""
         assert self.source is not None
+        self.pids |= self.members()
         self.places = self.source.open(list(self.pids))
 
     def dump_options(self) -> dict[str, Any]:

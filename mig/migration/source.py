@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from mig.kernel.cgroup import Cgroup
 from mig.memory import hide, precopy
 from mig.memory.carrier import Carrier, FullDump
 from mig.memory.ladder import Situation, choose
-from mig.memory.postcopy import PostCopy
+from mig.memory.postcopy import Members, PostCopy
 from mig.migration.journal import ARRIVED, COMMIT, ROLLED_BACK, Journal
 from mig.migration.machine import Outcome
 from mig.migration.peer import Destination
@@ -54,16 +53,15 @@ class SourceBase:
         assert self.work is not None
         return str(self.work / "img")
 
-    async def choose_carrier(self, addr: str, pids: Mapping[int, int], members: Iterable[int]) -> None:
-        """The way that memory goes.  ``pids``: whose memory may be hidden, as this node sees them, to their numbers in the images;
-        ``members``: the whole tree."""
+    async def choose_carrier(self, addr: str, members: Members, *, record_locks: bool) -> None:
+        """The way that memory goes.  ``members``: gives those whose memory may be hidden, see :class:`mig.memory.postcopy.PostCopy`."""
         able = await asyncio.to_thread(features.probe)
         situation = Situation(
-            hideable=await asyncio.to_thread(hide.hideable, pids), record_locks=bool(home_locks.scan(list(members))[1]),
+            hideable=await asyncio.to_thread(hide.hideable, members()), record_locks=record_locks,
             lazy=able.lazy_pages and able.uffd, tracking=precopy.available(),
         )  # fmt: skip
         mode, why = choose(self.wanted[0], situation)
-        self.carrier = FullDump(why) if mode == "full" else PostCopy(addr, pids, mode=mode, why=why, limit_bps=self.wanted[1])
+        self.carrier = FullDump(why) if mode == "full" else PostCopy(addr, members, mode=mode, why=why, limit_bps=self.wanted[1])
 
     async def prepare(self, request: dict[str, Any], cell_init: int | None = None) -> None:
         """Have a cell made at the destination; what this side will need starts meanwhile.  Raises :class:`mig.errors.MigError`."""
