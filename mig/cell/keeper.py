@@ -228,6 +228,11 @@ class Keeper:
         """What has not arrived never will: a guest that went on would read zeros, so it ends."""
         if self.over.is_set() or self.house is None:
             return
+        if self.row.state == "moving" and not self.row.host_pid:
+            log.error("before the resume: %s", why)
+            self.house.end()  # the restore, or the barrier, ends with it, and the move is given up
+            self.conn.close()
+            return
         log.error("memory is lost: %s; the guest is ended", why)
         self._tasks.spawn(self._end_lost(why))
 

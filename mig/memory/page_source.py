@@ -88,6 +88,7 @@ class PageSource:
             if not self._all.done():
                 self._all.set_exception(SourceLost("the page source ended"))
             return
+        sock.close()
         self._start()
         await self._send_layout()
 

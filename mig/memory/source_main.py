@@ -183,7 +183,9 @@ class PageSource:
             s.settimeout(None)
             if hello.get("role") == "push":
                 s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-                self.push_conn, self.sender = s, Sender(s)
+                old, self.push_conn, self.sender = self.push_conn, s, Sender(s)
+                if old is not None:
+                    _shut(old)  # its pager is dead, and its guardian holds the connection open
                 self.connected.set()
                 self._push(s)
             else:
@@ -233,8 +235,9 @@ class PageSource:
         missing = m.get("missing")
         wanted = [Range(int(i), int(a), int(b)) for i, a, b in missing] if missing is not None else self._everything()
         self._announce(s, wanted, first=missing is None)
+        todo = self.todo
         sender = self.sender if self.sender is not None and self.sender.sock is s else Sender(s)
-        while (r := self._take()) is not None:
+        while (r := self._take(todo)) is not None:
             self._send_pages(s, sender, r)
             if _readable(s):
                 break  # a last word: the guest has ended
@@ -244,9 +247,9 @@ class PageSource:
         log.info("everything sent in %.2f s: %d bytes, %d of zeros", time.monotonic() - began, self.sent, self.zeros)
         self._all(m)
 
-    def _take(self) -> Range | None:
+    def _take(self, todo: Todo) -> Range | None:
         with self.lock:
-            return self.todo.take()
+            return todo.take()
 
     def _announce(self, s: socket.socket, wanted: list[Range], *, first: bool) -> None:
         """What need not be sent: pages that hold nothing, and what the store has already."""
@@ -297,6 +300,13 @@ class PageSource:
             raise wire.WireError(f"the pager said {m.get('op')!r}")
         self.ended = True
         self._say("all", bytes=self.sent, zeros=self.zeros, **{k: v for k, v in m.items() if k != "op"})
+
+
+def _shut(s: socket.socket) -> None:
+    try:
+        s.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it is closed by its own thread
 
 
 def _readable(s: socket.socket) -> bool:
