@@ -160,7 +160,15 @@ class Daemon:
         self.recovery = Recovery(info.id, self.guests, self.spawner)
         self.reloader = Reloader(file, config, seal, bool(cluster))
         operations = ops.Operations(
-            config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept,
+            config,
+            self.targets,
+            self.guests,
+            self.mover,
+            self.jobs,
+            self.balancer,
+            self.events,
+            self.discovery,
+            self.accept,
             self.reloader.reload,
         )
         self.doors = Doors(self._doors_changed)

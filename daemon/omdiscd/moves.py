@@ -201,9 +201,21 @@ class Mover:
     # -- doing it -----------------------------------------------------------------------------------------------------------------
 
     async def move(
-        self, s: Subject, to: NodeInfo, *, timeout: float, reason: str, progress: Progress = silent, frozen: str = "", auto: bool = False
+        self,
+        s: Subject,
+        to: NodeInfo,
+        *,
+        timeout: float,
+        reason: str,
+        progress: Progress = silent,
+        frozen: str = "",
+        auto: bool = False,
+        memory: str = "auto",
+        limit_bps: int = 0,
     ) -> dict[str, Any]:
         """Move ``s`` to ``to``; ``frozen`` is the cgroup in which it already stands frozen, ``auto`` tells a balancer's order.
+
+        ``memory`` and ``limit_bps``: see :func:`omdiscd.orders.move_order`.
 
         Returns the agent's result.
 
@@ -219,7 +231,9 @@ class Mover:
             reasons, _ = await self.obstacles(s, to)
             if reasons:
                 raise CannotMove(f"process {s.pid} ({s.comm}) cannot move to {to.name}; nothing was touched", reasons=reasons)
-            order = move_order(to, "home" if to.name == s.home else "remote", timeout, reason, frozen, auto)
+            order = move_order(
+                to, "home" if to.name == s.home else "remote", timeout, reason, frozen, auto, memory=memory, limit_bps=limit_bps
+            )
             async with contextlib.aclosing(await self._answers(s, order, timeout + GRACE)) as answers:
                 result = await self._carried_out(s, to, answers, progress)
             c = self.active[s.pid][1]

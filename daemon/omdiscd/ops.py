@@ -23,6 +23,7 @@ from omdiscd.explain import explain
 from omdiscd.guests import Guests
 from omdiscd.jobs import Job, Jobs
 from omdiscd.moves import Mover, Subject
+from omdiscd.orders import memory_options
 from omdiscd.starts import Starts
 from omdiscd.targets import Targets
 
@@ -105,11 +106,15 @@ class Operations:
     # -- changing -----------------------------------------------------------------------------------------------------------------
 
     async def migrate(self, call: Call) -> dict[str, Any]:
-        """``{pid, to, dry_run, timeout}`` -> progress ``{step, text}``, then ``{result}`` or, dry, ``{plan, reasons, price}``."""
+        """``{pid, to, dry_run, timeout, mode, limit_bps}`` -> progress ``{step, text}``, then ``{result}``.
+
+        A dry run's result is ``{plan, reasons, price}``.
+        """
         r = call.request
         if not isinstance(r.get("to"), str) or not r["to"]:
             raise BadInput("a move needs a destination: a node, 'home' or 'balance'")
         timeout = _seconds(r.get("timeout"), self.config.move_timeout_s)
+        memory, limit_bps = memory_options(r)
         s = self._subject(call)
         to = await self.mover.destination(s, r["to"])
         if r.get("dry_run"):
@@ -118,7 +123,8 @@ class Operations:
         async def progress(step: str, text: str) -> None:
             await call.item(step=step, text=text)
 
-        result = await self.mover.move(s, to, timeout=timeout, reason=f"user {call.caller.uid} asked", progress=progress)
+        reason = f"user {call.caller.uid} asked"
+        result = await self.mover.move(s, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps)
         return {"result": result}
 
     async def job(self, call: Call) -> dict[str, Any]:

@@ -258,6 +258,11 @@ class Keeper:
         """What has not arrived never will: a guest that went on would read zeros, so it ends."""
         if self.over.is_set() or self.house is None:
             return
+        if self.row.state == "moving" and not self.row.host_pid:
+            log.error("before the resume: %s", why)
+            self.house.end()  # the restore, or the barrier, ends with it, and the move is given up
+            self.conn.close()
+            return
         log.error("memory is lost: %s; the guest is ended", why)
         self._tasks.spawn(self._end_lost(why))
 
@@ -430,7 +435,8 @@ class Keeper:
             await self.tell_agent("moved", ok=False, error=late.to_wire())
             return
         self.row.state = "moving"
-        source = HostSource(self, Destination(to), m["request"], str(m.get("memory", "auto")))
+        mode, limit_bps = m.get("memory", ("auto", 0))
+        source = HostSource(self, Destination(to), m["request"], (str(mode), int(limit_bps)))
         runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)
         limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
         try:

@@ -99,6 +99,13 @@ def parse(messages: bytes | bytearray | memoryview) -> list[Event]:
     return out
 
 
+def message(e: Event) -> bytes:
+    """An event (no fault) as the kernel would write it."""
+    if e.kind == EVENT_FORK:
+        return struct.pack("<B7xI", e.kind, e.a).ljust(MESSAGE, b"\0")
+    return struct.pack("<B7xQQQ", e.kind, e.a, e.b, e.n)
+
+
 def read(fd: int, limit: int = 16) -> list[Event]:
     """What there is now, without waiting.  Raises ``OSError``; one of these descriptors that nobody serves any more gives nothing."""
     try:

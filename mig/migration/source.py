@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from mig.kernel.cgroup import Cgroup
 from mig.memory import hide, precopy
 from mig.memory.carrier import Carrier, FullDump
 from mig.memory.ladder import Situation, choose
-from mig.memory.postcopy import PostCopy
+from mig.memory.postcopy import Members, PostCopy
 from mig.migration.journal import ARRIVED, COMMIT, ROLLED_BACK, Journal
 from mig.migration.machine import Outcome
 from mig.migration.peer import Destination
@@ -39,7 +38,7 @@ class SourceBase:
         self.mid, self.dest, self.group, self.facts, self.pid = mid, dest, group, facts, pid
         self.journal = Journal(mid, "source")
         self.carrier: Carrier = FullDump()
-        self.wanted_mode = "auto"
+        self.wanted: tuple[str, int] = ("auto", 0)  # mode, bits a second before the freeze
         self.work: Path | None = None
         self.img_fd = -1
         self.dumper: Dumper | None = None
@@ -54,16 +53,15 @@ class SourceBase:
         assert self.work is not None
         return str(self.work / "img")
 
-    async def choose_carrier(self, node: NodeInfo, pids: Mapping[int, int], members: Iterable[int]) -> None:
-        """The way that memory goes.  ``pids``: whose memory may be hidden, as this node sees them, to their numbers in the images;
-        ``members``: the whole tree."""
+    async def choose_carrier(self, node: NodeInfo, members: Members, *, record_locks: bool) -> None:
+        """The way that memory goes.  ``members``: gives those whose memory may be hidden, see :class:`mig.memory.postcopy.PostCopy`."""
         able = await asyncio.to_thread(features.probe)
         situation = Situation(
-            hideable=await asyncio.to_thread(hide.hideable, pids), record_locks=bool(home_locks.scan(list(members))[1]),
+            hideable=await asyncio.to_thread(hide.hideable, members()), record_locks=record_locks,
             lazy=able.lazy_pages and able.uffd, tracking=precopy.available(),
         )  # fmt: skip
-        mode, why = choose(self.wanted_mode, situation)
-        self.carrier = FullDump(why) if mode == "full" else PostCopy(node, pids, mode=mode, why=why)
+        mode, why = choose(self.wanted[0], situation)
+        self.carrier = FullDump(why) if mode == "full" else PostCopy(node, members, mode=mode, why=why, limit_bps=self.wanted[1])
 
     async def prepare(self, request: dict[str, Any], cell_init: int | None = None) -> None:
         """Have a cell made at the destination; what this side will need starts meanwhile.  Raises :class:`mig.errors.MigError`."""
