@@ -336,6 +336,7 @@ class Keeper:
             await self.tell_agent("moved", ok=False, error=CannotMove(f"{what}: it is just being moved").to_wire())
             return
         self.row.state = "moving"
+        await self.watchers.changed()  # omdiscd gives it the CPU that the move takes, also where the host is busy
         source = HostSource(self, Destination(to, self.key), m["request"])
         runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)
         timeout = float(m.get("timeout") or 0)
