@@ -273,6 +273,7 @@ class Daemon:
     def _guests_changed(self) -> None:
         self.me().guests = self.guests.hosted()
         self.evictor.look_soon()
+        self.owner.share.apply()
 
     def _agent_gone(self, pid: int, state: GuestState | None) -> None:
         """An agent that ended by itself has ended its deputy before; one that was killed leaves it, and its guest ends on its host."""

@@ -435,6 +435,7 @@ class Keeper:
             await self.tell_agent("moved", ok=False, error=late.to_wire())
             return
         self.row.state = "moving"
+        await self.watchers.changed()  # omdiscd gives it the CPU that the move takes, also where the host is busy
         mode, limit_bps = m.get("memory", ("auto", 0))
         source = HostSource(self, Destination(to), m["request"], (str(mode), int(limit_bps)))
         runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)

@@ -396,12 +396,13 @@ def test_200_logins_and_logouts(desk: Any) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", ["su", "ssh"])
+@pytest.mark.parametrize("how", ["su", "ssh", "busy"])
 def test_measured_64_mib_guests_and_the_delay_of_a_login(desk: Any, how: str) -> None:
-    """The figures of the contract: left within 1 s, 64 MiB guests gone within 10 s, a login delayed by less than 100 ms."""
+    """The figures of the contract: left within 1 s, 64 MiB guests gone within 10 s; also where the owner's work takes all of the CPU."""
     logins.start_sshd(desk, "n2")
     pids = counters(desk, 3, memory=64)
-    command = ["su", "-", "ann", "-c", "sleep 60"] if how == "su" else logins.ssh("ann", "sleep 60")
+    work = "for i in 1 2 3 4; do while :; do :; done & done; sleep 60; kill %1 %2 %3 %4" if how == "busy" else "sleep 60"
+    command = logins.ssh("ann", work) if how == "ssh" else ["su", "-", "ann", "-c", work]
     began = time.monotonic()
     visitor = desk.spawn("n2", command)
     desk.wait_for(lambda: not logins.seen_from(desk, "n3", "n2")["accepting"], LEFT, "the pool knows")
@@ -410,7 +411,7 @@ def test_measured_64_mib_guests_and_the_delay_of_a_login(desk: Any, how: str) ->
     gone = time.monotonic() - began
     print(f"{how}: pool left after {left:.2f} s (login included), 3 guests of 64 MiB gone after {gone:.2f} s")
     desk.signal("n2", visitor, signal.SIGKILL)
-    desk.run("n2", "kill -9 $(pgrep -x sleep) 2>/dev/null")
+    desk.run("n2", "kill -9 $(pgrep -u ann) 2>/dev/null")
     wait_state(desk, "in-pool")
     assert all(n > 5 for n in end_counters(desk, pids))
     assert left < LEFT and gone < GONE
