@@ -18,6 +18,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "gcc": "gcc",
         "git": "git",
         "libc6-dev": "/usr/include/stdio.h",
+        "parallel": "parallel",
         "iproute2": "ip",
         "procps": "ps",
         "util-linux": "unshare",
