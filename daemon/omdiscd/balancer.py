@@ -7,7 +7,7 @@ import logging
 import random
 
 from mig.config import Config
-from mig.economy import manager, words
+from mig.economy import manager, usher, words
 from mig.economy.judge import Candidate
 from mig.economy.manager import Ask, Enact
 from mig.economy.policies import Situation, make
@@ -63,9 +63,10 @@ class Balancer:
     def situation(self) -> Situation:
         """What this node knows now."""
         k, mem = self.mover.leaving()
-        others = self.targets.views()
+        me, others = self.sampler.mine().plus(-k, -mem), self.targets.views()
+        short = usher.shortage(me, self.targets.knobs.mem_reserve) > 0
         return Situation(
-            self.sampler.mine().plus(-k, -mem), others, self.candidates.all(), self.targets.knobs, len(others) + 1,
+            me, others, self.candidates.all(idle=short), self.targets.knobs, len(others) + 1,
             active=self._active(), local=max(0.0, self.sampler.loads.local - k),
         )  # fmt: skip
 

@@ -64,17 +64,20 @@ class Candidates:
         failures = self._rest.get((pid, start), Rest(0)).failures + 1
         self._rest[pid, start] = Rest(time.monotonic() + self.config.rest_s * 10 * failures, failures)
 
-    def all(self) -> list[Candidate]:
-        """Processes that are worth the question, by what the process table and the rules say; no look at their descriptors yet."""
+    def all(self, *, idle: bool = False) -> list[Candidate]:
+        """Processes that are worth the question, by what the process table and the rules say; no look at their descriptors yet.
+
+        ``idle``: also those that do not want a CPU, for when memory is short.
+        """
         processes = self.sampler.table.processes
         inside = self._guests_inside()
         out: dict[int, Candidate] = {}
         for p in processes.values():
             root = processes.get(inside.get(p.pid, p.pid))  # a guest moves as one, whichever of its processes is busy
-            if root is None or root.pid in out or (p.runnable < CPU_BOUND and root.pid not in inside):
+            if root is None or root.pid in out or (p.runnable < CPU_BOUND and root.pid not in inside and not idle):
                 continue
             c = self.one(root.pid, root.comm)
-            if not (p.runnable >= CPU_BOUND or c.threads >= CPU_BOUND or c.drag >= _DRAWN):
+            if not (idle or p.runnable >= CPU_BOUND or c.threads >= CPU_BOUND or c.drag >= _DRAWN):
                 continue
             if root.pid not in self.reasons and not self.excluded(root, root.pid in inside):
                 out[root.pid] = c

@@ -50,7 +50,8 @@ class Sampler:
         self.runnable = max(sum(p.runnable for p in load), min(used, self.info.cpus))
         if not self.quiet:
             self.loads.sample(self.runnable)
-        self.info.mem_total, self.info.mem_free = resources.memory(self.config.mem_total)
+        taken = sum(p.rss for p in self.table.processes.values()) if self.config.mem_total else 0
+        self.info.mem_total, self.info.mem_free = resources.memory(self.config.mem_total, taken)
         self.publish()
 
     def _ours(self) -> set[int]:

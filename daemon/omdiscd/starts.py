@@ -48,20 +48,22 @@ class Starts:
         Raises :class:`CannotMove` when none of ``names`` takes it.
         """
         deadline = time.monotonic() + _PATIENCE
-        async with self._one:
-            while True:
-                to, wait = await self._try(pid, names)
-                if not wait or time.monotonic() > deadline:
-                    break
+        to, wait = None, True
+        while wait and time.monotonic() < deadline:
+            async with self._one:
+                # a crowd that was before us may have used up our patience: then it starts here
+                if time.monotonic() < deadline:
+                    to, wait = await self._try(pid, names)
+            if wait:
                 await asyncio.sleep(_AGAIN)
-            me = self.targets.me()
-            if to is not None and to.id != me.id:
-                return to
-            if names and me.name not in names:
-                reasons = [r for n in names for r in self.targets.against(self.targets.find(n))]
-                raise CannotMove(f"none of {', '.join(names)} takes the job now", reasons=reasons)
-            self._here.append(Place(time.monotonic() + SETTLED * self.sampler.config.sample_s, 1.0, START_MEM, True, pid))
-            return None
+        me = self.targets.me()
+        if to is not None and to.id != me.id:
+            return to
+        if names and me.name not in names:
+            reasons = [r for n in names for r in self.targets.against(self.targets.find(n))]
+            raise CannotMove(f"none of {', '.join(names)} takes the job now", reasons=reasons)
+        self._here.append(Place(time.monotonic() + SETTLED * self.sampler.config.sample_s, 1.0, START_MEM, True, pid))
+        return None
 
     async def _try(self, pid: int, names: list[str]) -> tuple[NodeInfo | None, bool]:
         """The best node that takes it, and whether a better one would do so in a moment."""

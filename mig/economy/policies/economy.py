@@ -9,12 +9,9 @@ from mig.economy.judge import Candidate, judge
 from mig.economy.policies.base import Policy, Situation, Suggestion, cheapest
 from mig.economy.price import NodeView, added, saved
 
-_LEAST = 1 << 20
-"""Bytes: smaller processes cost the same to send."""
-
 
 class Economy(Policy):
-    """Start where the price rises least; move what gains most for each byte sent."""
+    """Start where the price rises least; move what gains most for each second that its move takes."""
 
     name = "economy"
     priced = True
@@ -34,8 +31,12 @@ class Economy(Policy):
 
 
 def propose(s: Situation) -> list[Suggestion]:
-    """All moves that pay by what is known here, the most gain per byte first; equal ones by pid and node id, so that all runs decide
-    alike."""
+    """All moves that pay by what is known here, the most gain for each second of the move first; equal ones by pid and node id, so that
+    all runs decide alike.
+
+    By gain for each byte, which is as good while the start of a move costs nothing, small processes always went before large ones: a
+    renderer with several threads stayed behind for ever.
+    """
     found: list[tuple[float, float, int, int, Suggestion]] = []
     for k in {c.k for c in s.candidates}:
         group = [c for c in s.candidates if c.k == k]
@@ -53,5 +54,5 @@ def propose(s: Situation) -> list[Suggestion]:
                 v = judge(s.me, t, c, s.knobs, s.nodes, active=s.active)
                 if v.pays:
                     kind = "home" if c.drag and t.name == c.home else "load"
-                    found.append((-v.gain / max(c.rss, _LEAST), v.added, c.pid, t.id, Suggestion(c, t, kind, v)))
+                    found.append((-v.gain / (v.cost + v.send_s), v.added, c.pid, t.id, Suggestion(c, t, kind, v)))
     return [f[-1] for f in sorted(found, key=lambda f: f[:4])]
