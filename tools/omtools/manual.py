@@ -1,7 +1,7 @@
 """Pages of the manual that are made from the source: ``python -m omtools.manual`` rewrites them, and a test compares.
 
-``docs/cannot-move.md`` comes from the kinds of obstacles, ``docs/man/omdiscd.toml.md`` from the comments of the configuration's fields,
-``docs/errors.md`` from the classes of errors.
+The scripts for the completion of shells come from the commands' parsers, ``docs/cannot-move.md`` from the kinds of obstacles,
+``docs/man/omdiscd.toml.md`` from the comments of the configuration's fields, ``docs/errors.md`` from the classes of errors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from pathlib import Path
 from mig import errors
 from mig.config_file import knobs
 from mig.inspect import kinds
+from omtools.completion import bash, fish, zsh
+from omtools.completion.commands import commands
+from omtools.mosctl_completion import SCRIPTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +77,13 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/cannot-move.md": kinds.manual(),
         ROOT / "docs/man/omdiscd.toml.md": configuration(),
         ROOT / "docs/errors.md": error_classes(),
+        **{Path(__file__).parent / "completion" / SCRIPTS[shell]: text for shell, text in completion().items()},
     }
+
+
+def completion() -> dict[str, str]:
+    """The scripts by shell."""
+    return {"bash": bash.script(commands()), "zsh": zsh.script(commands()), "fish": fish.script(commands())}
 
 
 def error_classes() -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mig.errors import BadInput, CannotMove, MigError, OutcomeUnknown
 from mig.memory.ladder import MODES
 from omtools import output
+
+if TYPE_CHECKING:
+    import argparse
 
 PATIENCE = 0.3
 """Seconds before a progress line appears."""
@@ -16,8 +19,8 @@ GRACE = 30.0
 """Seconds that the daemon has beyond --timeout to roll a move back and say so."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = output.parser("migrate", "Move a running process to another node of the pool; it goes on there and does not notice.")
     p.add_argument(
         "pid", metavar="PID", type=output.process_number, help="a process of this machine, or a guest from here that runs elsewhere"
@@ -30,7 +33,12 @@ def main(argv: list[str] | None = None) -> int:
         "--mode", choices=MODES, default="auto", help="how its memory travels: pre-copy, post-copy, full (all in the pause); default: auto"
     )
     p.add_argument("--limit", metavar="MBIT", type=float, help="megabits a second at the most for what is sent before the pause")
-    a = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    a = parser().parse_args(argv)
     options: dict[str, Any] = {} if a.mode == "auto" else {"mode": a.mode}
     if a.limit is not None:
         options["limit_bps"] = int(a.limit * 1e6)

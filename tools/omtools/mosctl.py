@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mig.errors import BadInput, NoDaemon
-from omtools import mosctl_economy, mosctl_pool, output
+from omtools import mosctl_completion, mosctl_economy, mosctl_pool, output
 
 if TYPE_CHECKING:
     import argparse
@@ -37,8 +37,8 @@ STATUS_COLUMNS: tuple[output.Column, ...] = (
 Verb = Callable[["argparse.Namespace"], int]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = output.parser("mosctl", "Look at the pool and steer this node.", EXIT_CODES)
     verbs = p.add_subparsers(dest="verb", metavar="VERB", required=True)
 
@@ -75,9 +75,15 @@ def main(argv: list[str] | None = None) -> int:
         ("file", {"metavar": "FILE", "nargs": "?", "help": "install: the keys (default: standard input)"}),
     )  # fmt: skip
     verb("reload", _reload, "let omdiscd read its configuration and keys again; it says what changed, and what needs a restart")
+    mosctl_completion.add_verbs(verb)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
     # -f is what everybody types, as with tail
     args = ["--follow" if word == "-f" else word for word in (sys.argv[1:] if argv is None else argv)]
-    a = p.parse_args(args)
+    a = parser().parse_args(args)
     return output.run(lambda: int(a.run(a)), f"mosctl {a.verb}", json=a.json)
 
 

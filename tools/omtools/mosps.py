@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omtools import output
+
+if TYPE_CHECKING:
+    import argparse
 
 EXIT_CODES = """exit status:
   0 done   2 wrong usage   7 no omdiscd answers on this machine"""
@@ -27,14 +30,19 @@ COLUMNS: tuple[output.Column, ...] = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = output.parser(
         "mosps", "Show the processes of the pool that this node knows: its own jobs and guests, and guests from elsewhere.", EXIT_CODES
     )
     p.add_argument("-a", "--all", action="store_true", help="those of all users (root sees them anyway)")
     p.add_argument("--json", action="store_true", help=f"print a list of objects: {', '.join(JSON_KEYS)}")
-    a = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    a = parser().parse_args(argv)
     return output.run(lambda: _show(a.all, a.json), "mosps", json=a.json)
 
 

@@ -39,6 +39,7 @@ exit status: that of CMD; 127 CMD not found, 126 not executable, and before CMD 
 SWITCHES = {"b": "best", "h": "home", "L": "locked", "q": "quiet"}
 _PATIENCE = 60.0
 """Seconds in which omdiscd must have found a place: a node that is overloaded, or starts a hundred jobs at once, takes a while."""
+VALUED = {"N": "NODE", "j": "NODES", "A": "MINUTES"}
 SEARCH_PATH = b"/usr/local/bin:/usr/bin:/bin"  # what execvp(3) takes when there is no PATH
 
 
@@ -111,7 +112,7 @@ def parse(args: list[str]) -> Options:
             letter, letters = letters[0], letters[1:]
             if letter in SWITCHES:
                 given[SWITCHES[letter]] = True
-            elif letter in "NjA":
+            elif letter in VALUED:
                 value = letters or (rest.pop(0) if rest else "")
                 if not value:
                     raise BadInput(f"-{letter} needs a value", hint=USAGE.strip())
@@ -125,6 +126,12 @@ def parse(args: list[str]) -> Options:
     if o.best + o.home + bool(o.node) + bool(o.nodes) > 1:
         raise BadInput("only one of -b, -h, -N and -j can be given")
     return o
+
+
+def option_texts() -> dict[str, str]:
+    """What the help says of each option of one letter."""
+    lines = [line for line in HELP.splitlines() if line.startswith("  -") and line[3] != "-"]
+    return {line[2:4]: line[14:].strip() for line in lines}
 
 
 def _valued(letter: str, value: str) -> dict[str, Any]:

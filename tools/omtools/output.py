@@ -89,13 +89,16 @@ def no_such_node(name: str, known: Sequence[str]) -> NoReturn:
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> None:
-    """Print rows in columns; on a terminal the last column is cut to what fits."""
-    texts = [[head for head, _, _ in columns], *([text(r) for _, _, text in columns] for r in rows)]
-    widths = [max(len(t[i]) for t in texts) for i in range(len(columns))]
-    limit = _terminal_width()
-    for t in texts:
-        line = "  ".join(f"{cell:{align}{width}}" for cell, (_, align, _), width in zip(t, columns, widths, strict=True)).rstrip()
-        print(line if limit is None or len(line) <= limit else line[: limit - 1] + "…")
+    """Print rows in columns.  On a terminal they fit its width: long texts are cut, and then the last columns left out."""
+    from omtools import tables
+
+    cells = [[plain(text(r)) for _, _, text in columns] for r in rows]
+    print(*tables.lines([head for head, _, _ in columns], [align for _, align, _ in columns], cells, _terminal_width()), sep="\n")
+
+
+def plain(text: str) -> str:
+    """Text that may come from anywhere, as a program's name does, without what would steer the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _terminal_width() -> int | None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from mig.errors import BadInput
 from omtools import output
+
+if TYPE_CHECKING:
+    import argparse
 
 EXIT_CODES = """exit status:
   0 quit by the user   2 wrong usage, or no terminal"""
@@ -28,8 +32,8 @@ QUANTITIES = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = output.parser("mosmon", "Watch the nodes of the pool, their processes and what moves where.", EXIT_CODES)
     for group in (LAYOUTS, QUANTITIES):
         one = p.add_mutually_exclusive_group()
@@ -39,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("-t", dest="keys", action="append_const", const="t", help="show totals")
     p.add_argument("--view", choices=("chart", "processes", "nodes", "events"), help="begin with this view")
     p.add_argument("first", metavar="+N", nargs="?", help="begin the chart with node number N")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    p = parser()
     a = p.parse_args(argv)
     if a.first is not None and not (a.first.startswith("+") and a.first[1:].isdigit()):
         p.error(f"{a.first!r}: the first node is given as +N")

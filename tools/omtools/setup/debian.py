@@ -27,7 +27,8 @@ PACKAGES: dict[str, dict[str, str]] = {
     },
     "demo": {"povray": "povray", "povray-includes": "", "povray-examples": ""},
     "bench": {"runc": "runc"},
-    "test": {},  # what the tests of logins need is unpacked, not installed: omtools.setup.logins
+    # what the tests of logins need is unpacked, not installed: omtools.setup.logins
+    "test": {"zsh": "zsh", "fish": "fish", "groff": "groff"},
 }
 _STATUS = Path("/var/lib/dpkg/status")
 _ADMIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 
+from omtools import share_files
 from omtools.setup.base import ROOT, VENV, SetupError, need_root, run, say, stamp, stamped
 
 _HINT = "is the network there, and does this machine's pip configuration (`pip config list`) name an index that answers?"
@@ -13,6 +14,7 @@ _HINT = "is the network there, and does this machine's pip configuration (`pip c
 
 def create() -> None:
     """Make the environment, or bring it up to date after pyproject.toml changed or the clone was moved."""
+    share_files.write(ROOT / "docs" / "man", VENV / "share", "openmosix-userspace")  # an editable install has none
     python = VENV / "bin" / "python"
     key = f"{hashlib.sha256((ROOT / 'pyproject.toml').read_bytes()).hexdigest()} {ROOT}"
     if stamped("python", key) and python.exists():
