@@ -187,7 +187,7 @@ class Members:
             s = t.suspects.get(r.id)
             if s is not None and s.stalled and now < s.deadline:
                 return False
-            if t.samples[r.id] is not None and now * 10 - t.made[r.id] < 10 * self.timing.suspect_s:
+            if t.samples[r.id] is not None and now * 10 - t.made[r.id] < 10 * (self.timing.suspect_s + self.timing.probe_s):
                 return False
         t.incarnations[r.id] = r.incarnation
         self._gone(now, r.id, DEAD, out)
@@ -204,6 +204,14 @@ class Members:
             stalled = now - self._answering.pop(node, -math.inf) < 2 * self.timing.probe_s and self.knocked(now, node, True)
             state = STALLED if stalled or t.suspects[node].stalled else SUSPECT
             self.rumors.add(Rumor(node, t.incarnations[node], state, self.id))
+
+    def alone(self, now: float, out: Outcome) -> None:
+        """Nobody at all has been heard: we are cut off, and probing one after another would take long to find it out."""
+        for node in list(self.table.up()):
+            if node not in self.table.suspects:
+                self._begin(now, node, self.id, out)
+            s = self.table.suspects[node]
+            self._deadline(s, min(s.deadline, now + self.timing.suspect_s))
 
     def knocked(self, now: float, node: int, answered: bool) -> bool:
         """Its kernel answered, or did not; whether that is to be told."""

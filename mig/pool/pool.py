@@ -45,7 +45,7 @@ class Pool:
         self.loads = Loads(self.table, me.id, me.incarnation // 100 - int(now * 10))
         self.probes = Probes(self.table, timing, rng)
         self.me = me
-        self._started = self._ticked = now
+        self._started = self._ticked = self._heard = now
         self._hello_due = self._group_due = self._publish_due = now
         self._gossip_due = now
         self._probe_due = now + timing.probe_s * rng.random()
@@ -89,6 +89,9 @@ class Pool:
             if probe := self.probes.start(now):
                 self._to(*probe, out)
         self._look_at_probes(now, out)
+        if now - self._heard > self.timing.suspect_s and self.timing.evidence:
+            self._heard = now
+            self.members.alone(now, out)
         if now >= self._repair_due:
             self._repair_due = now + self.timing.repair_s * (0.75 + self.rng.random() / 2)
             self._repair(out)
@@ -122,6 +125,7 @@ class Pool:
         self._wake(now)
         for r in m.records:
             self.members.record(now, r, out)
+        self._heard = now
         if m.sender == self.me.id:
             return out  # our own hello to the group; another one's record with our id was seen above
         news = [r for r in m.rumors if self.members.rumor(now, r, out)]
@@ -143,6 +147,7 @@ class Pool:
         if slept > self.timing.slept_s + self.timing.gossip_s:
             self.members.shift(int(slept * 10))
             self.probes.slept()
+            self._heard = now
         self._ticked = now
 
     def _look_at_ourselves(self, now: float, me: NodeInfo) -> None:

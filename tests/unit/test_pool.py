@@ -176,6 +176,17 @@ def test_our_own_sleep_kills_nobody() -> None:
     assert [c for c in changes if c[0] == 3] == []
 
 
+def test_one_that_is_cut_off_sees_all_others_dead_soon() -> None:
+    w = world(12)
+    w.run(5)
+    w.network.side = {7: 1}
+    w.run(14)
+    assert states(w, 7) == {i: "alive" if i == 7 else "dead" for i in range(1, 13)}
+    w.network.side = {}
+    w.run(22)
+    assert all(set(states(w, v).values()) == {"alive"} for v in w.nodes)
+
+
 def test_a_partition_heals_without_multicast() -> None:
     w = world(12)
     w.run(5)
