@@ -39,6 +39,7 @@ FIN = 0x52535446
 """CRIU's last word on its socket: every process has handed over its userfaultfd."""
 FEED = 256 << 10
 """Bytes that are taken from the page store at a time, between two looks for faults."""
+_NO_MEMORY = 0.1
 _LOWEST, _HIGHEST = 1 << 16, (1 << 47) - PAGE
 _RETRY = 0.0003
 """Seconds to wait when the kernel says EAGAIN and has no event: the thread whose call is under way has to run first."""
@@ -250,6 +251,9 @@ class Pager:
                 uffd.wake(p.space, at, PAGE)
             elif e == errno.ESRCH:
                 self._gone(p.space)
+            elif e == errno.ENOMEM:
+                log.warning("no memory for the guest's pages; trying again")
+                time.sleep(_NO_MEMORY)
             elif e:
                 raise OSError(e, f"UFFDIO_COPY of {p.end - p.start} bytes to {p.start:#x}: {os.strerror(e)}")
 

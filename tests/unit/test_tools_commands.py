@@ -167,7 +167,8 @@ def test_mosps_json_has_exactly_the_documented_keys(daemon: type[Daemon], capsys
     assert mosps.main(["--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [list(r) for r in rows] == [list(mosps.JSON_KEYS)] * 2
-    assert mosps.JSON_KEYS == ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
+    contract = ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
+    assert (*contract, "arriving", "holder") == mosps.JSON_KEYS
 
 
 # -- mosctl -----------------------------------------------------------------------------------------------------------------------
@@ -246,9 +247,7 @@ def test_mosctl_why(daemon: type[Daemon], capsys: Captured) -> None:
     assert mosctl.main(["why", "0"]) == 2
 
 
-def test_mosctl_doctor_joins_what_machine_and_daemon_say(
-    daemon: type[Daemon], capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mosctl_doctor_joins_what_machine_and_daemon_say(daemon: type[Daemon], capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "diagnose", lambda: [doctor.Check("root", True, "yes")])
     daemon.replies = [{"checks": [{"name": "peers", "ok": True, "text": "2 alive", "remedy": "start more"}]}]
     assert mosctl.main(["doctor"]) == 0
