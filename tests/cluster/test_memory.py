@@ -113,6 +113,7 @@ def test_page_source_pager_and_guardian_die_and_no_byte_is_wrong(lab: Any, block
     assert "another has taken over" in log
 
 
+@pytest.mark.long
 def test_a_cut_link_makes_the_guest_wait_and_loses_nothing(lab: Any, block: Block) -> None:
     """Cut in the middle of post-copy for longer than a connection's patience."""
     move(lab, block.pid, "n2", "post-copy")
