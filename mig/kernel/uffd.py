@@ -11,7 +11,7 @@ from dataclasses import dataclass
 PAGE = 4096
 UFFD_API = 0xAA
 UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
-UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE = 0x8010AA02, 0xC028AA03, 0xC020AA04
+UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_CONTINUE = 0x8010AA02, 0xC028AA03, 0xC020AA04, 0xC020AA07
 
 UFFD_FEATURE_PAGEFAULT_FLAG_WP = 1 << 0
 UFFD_FEATURE_EVENT_FORK = 1 << 1
@@ -80,6 +80,26 @@ def wake(fd: int, start: int, length: int) -> None:
 def unregister(fd: int, start: int, length: int) -> bool:
     """UFFDIO_UNREGISTER; False when the range is not mapped like that any more."""
     return bool(_libc.ioctl(fd, UFFDIO_UNREGISTER, ctypes.byref(_Pair(start, length))) == 0)
+
+
+def _probe(fd: int, addr: int) -> int:
+    request = (ctypes.c_uint64 * 4)(addr, PAGE, 0, 0)
+    if _libc.ioctl(fd, UFFDIO_CONTINUE, ctypes.byref(request)) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def changing(fd: int) -> bool:
+    """Whether a call of the process that changes its address space has not told of itself yet: no page can be placed now."""
+    return _probe(fd, PAGE) == errno.EAGAIN
+
+
+def registered(fd: int, addr: int) -> bool:
+    """Whether private memory that is registered lies at this address.
+
+    UFFDIO_CONTINUE is for shared memory: for private memory it does nothing and says EINVAL, ENOENT where nothing is registered.
+    """
+    return _probe(fd, addr) == errno.EINVAL
 
 
 def parse(messages: bytes | bytearray | memoryview) -> list[Event]:

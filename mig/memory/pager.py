@@ -25,7 +25,7 @@ from typing import Any
 
 from mig import wire
 from mig.kernel import libc, uffd
-from mig.memory import frames
+from mig.memory import frames, order
 from mig.memory.eventlog import Closed, EventLog, Note, Opened, Told
 from mig.memory.frames import MAX_PAYLOAD, PAGE, RAW_LENGTH, Codec, Kind
 from mig.memory.packing import PackingError, Unpacker
@@ -39,7 +39,10 @@ FIN = 0x52535446
 """CRIU's last word on its socket: every process has handed over its userfaultfd."""
 FEED = 256 << 10
 """Bytes that are taken from the page store at a time, between two looks for faults."""
+_NO_MEMORY = 0.1
 _LOWEST, _HIGHEST = 1 << 16, (1 << 47) - PAGE
+_PATIENCE = 0.5
+"""Seconds to wait for the calls under way in a guest to have told of themselves; a frozen guest's do not."""
 _RETRY = 0.0003
 """Seconds to wait when the kernel says EAGAIN and has no event: the thread whose call is under way has to run first."""
 
@@ -178,12 +181,32 @@ class Pager:
         except OSError as e:
             log.info("userfaultfd %d: %s", fd, e)
             return False
+        if any(e.kind != uffd.EVENT_PAGEFAULT for e in events):
+            self._heard_all(fd, events)
+        else:
+            for event in events:
+                self._heard(fd, event)
+        return bool(events)
+
+    def _heard_all(self, fd: int, events: list[uffd.Event]) -> None:
+        """Events and faults: when no call is under way any more they are complete, and put into the order in which they happened."""
+        index, began = self.owner[fd], time.monotonic()
+        while uffd.changing(fd) and time.monotonic() - began < _PATIENCE:  # no page can be placed anyway
+            try:
+                more = self.log.read(fd)
+            except OSError:
+                break
+            events += more
+            if not more:
+                time.sleep(_RETRY)
         for event in events:
             if event.kind == uffd.EVENT_FORK:
-                self.owner[event.a] = self.owner[fd]
+                self.owner[event.a] = index
                 self.poll.register(event.a, select.EPOLLIN)
+        told = [e for e in events if e.kind != uffd.EVENT_PAGEFAULT]
+        missing = self.spaces[index].missing[fd]
+        for event in [*order.settle(missing, fd, told, uffd.registered), *(e for e in events if e.kind == uffd.EVENT_PAGEFAULT)]:
             self._heard(fd, event)
-        return bool(events)
 
     def _heard(self, fd: int, event: uffd.Event) -> None:
         spaces = self.spaces[self.owner[fd]]
@@ -250,6 +273,9 @@ class Pager:
                 uffd.wake(p.space, at, PAGE)
             elif e == errno.ESRCH:
                 self._gone(p.space)
+            elif e == errno.ENOMEM:
+                log.warning("no memory for the guest's pages; trying again")
+                time.sleep(_NO_MEMORY)
             elif e:
                 raise OSError(e, f"UFFDIO_COPY of {p.end - p.start} bytes to {p.start:#x}: {os.strerror(e)}")
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mig.criu.dumper import Dumper, DumpResult
 from mig.deputy import mend
 from mig.errors import MoveFailed
 from mig.kernel import procfs
-from mig.kernel.cgroup import Cgroup
+from mig.kernel.cgroup import POLL, Cgroup
 from mig.memory import hide, precopy
 from mig.memory.carrier import Carrier, FullDump
 from mig.memory.ladder import Situation, choose
@@ -29,6 +30,9 @@ from mig.migration.peer import Destination
 from mig.model import NodeInfo, ProcessFacts
 
 log = logging.getLogger(__name__)
+
+EXITING = 0.5
+"""Seconds that the end of a process takes at the most on a busy machine."""
 
 
 class SourceBase:
@@ -111,7 +115,17 @@ class SourceBase:
     def freeze(self) -> None:
         """The tree stands still; what its threads wait in is noted, because CRIU will break it off."""
         self.group.freeze()
+        self._wait_for_exiting()
         self.calls = mend.interrupted([(p, t) for p in self.group.procs() for t in procfs.threads(p)])
+
+    def _wait_for_exiting(self) -> None:
+        """Members that were just ending are no members any more and do not freeze; CRIU takes them as soon as they are zombies."""
+        deadline = time.monotonic() + EXITING
+        members = set(self.group.procs())
+        while time.monotonic() < deadline:
+            if all(p in members or procfs.state(p) in (None, "Z", "X") for p in procfs.tree(self.pid)):
+                return
+            time.sleep(POLL)
 
     def thaw(self) -> None:
         """The tree goes on, with the system calls that CRIU broke off mended."""

@@ -167,7 +167,8 @@ def test_mosps_json_has_exactly_the_documented_keys(daemon: type[Daemon], capsys
     assert mosps.main(["--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [list(r) for r in rows] == [list(mosps.JSON_KEYS)] * 2
-    assert mosps.JSON_KEYS == ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
+    contract = ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
+    assert (*contract, "arriving", "holder") == mosps.JSON_KEYS
 
 
 # -- mosctl -----------------------------------------------------------------------------------------------------------------------
