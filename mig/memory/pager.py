@@ -259,23 +259,25 @@ class Pager:
         spaces = self.spaces.get(index)
         if spaces is None:
             raise wire.WireError(f"pages of process {index}, which we do not have")
+        single = False
         while places := spaces.places(source, source + length):
             p = places[0]
-            done, e = uffd.copy(p.space, p.start, where + p.source - source, p.end - p.start)
+            done, e = uffd.copy(p.space, p.start, where + p.source - source, PAGE if single else p.end - p.start)
             if done:
                 spaces.arrived(p.space, p.start, p.start + done)
-            at = p.start + done
+            at, single = p.start + done, False
             if e == errno.EAGAIN:
                 if not done:
                     self._retry(p.space)
+            elif e == errno.ENOENT and (uffd.changing(p.space) or self._drain(p.space)):
+                self._retry(p.space)  # the kernel looks for the area first: it may have been moved away just now, and that is not read yet
+            elif e == errno.ENOENT and p.end - p.start > PAGE:
+                single = True  # it takes one area at a time, and there may be several
             elif e in (errno.EEXIST, errno.ENOENT):
                 spaces.arrived(p.space, at, at + PAGE)
                 uffd.wake(p.space, at, PAGE)
             elif e == errno.ESRCH:
                 self._gone(p.space)
-            elif e == errno.ENOMEM:
-                log.warning("no memory for the guest's pages; trying again")
-                time.sleep(_NO_MEMORY)
             elif e:
                 raise OSError(e, f"UFFDIO_COPY of {p.end - p.start} bytes to {p.start:#x}: {os.strerror(e)}")
 
