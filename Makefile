@@ -18,7 +18,7 @@ demo: env ## watch real programs move from a busy node to idle ones, and finish 
 
 test: env ## all tests; PART=unit|kernel|cluster|faults for one part, ARGS= for pytest
 	@sh tools/omtools/setup/bootstrap.sh test
-	@$(PYTHON) -m pytest $(if $(PART),tests/$(PART)) $(ARGS)
+	@$(if $(PART)$(ARGS),$(PYTHON) -m pytest $(if $(PART),tests/$(PART)) $(ARGS),tests/all.sh $(PYTHON))
 
 soak: env ## the tests that take minutes: many moves, large simulations, hostile input; PART= and ARGS= as above
 	@sh tools/omtools/setup/bootstrap.sh test

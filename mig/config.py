@@ -17,9 +17,11 @@ from typing import Any, Literal, Self
 
 from mig import paths
 from mig.adaptive.rules import Rejoin
+from mig.economy import policies
 from mig.errors import BadInput
 
 AUTO = ("mosrun", "all", "none")
+POLICIES = tuple(policies.BUILT_IN)
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,22 @@ class Config:
     multicast: str = "239.192.72.30"
     # "ADDR" or "ADDR:PORT" of nodes to try where multicast is blocked.  One living seed suffices: it tells of all the others.
     seeds: tuple[str, ...] = ()
-    # Interval of hellos.  Shorter: a new node is found sooner; cost: a datagram to the group and to each seed that is not alive.
+    # Interval of hellos.  Shorter: a new node is found sooner; cost: a datagram to the group and to each seed that is not alive.  In pools
+    # of more than 16 nodes each says it more seldom, so that all together send about 16 in this time.
     # For its first 5 s a node says hello each second, so the default matters only after a broken network has healed.
     hello_s: float = 5.0
-    # Interval of the load vector.  Information is about ln(nodes) intervals old; cost grows with 1/interval.  One second is a tenth of
-    # what a move takes to pay off, and the balancer asks its targets for their live state anyway.
+    # Interval of load samples in the gossip, and of probes of whether another node lives.  Information is about ln(nodes) / 3 intervals
+    # old in pools up to 90 nodes, 2 s at 1,000 (docs/gossip.md); cost grows with 1/interval.  One second is a tenth of what a move takes
+    # to pay off, and the balancer asks its targets for their live state anyway.
     gossip_s: float = 1.0
-    # Random peers that get the vector in each interval; in pools up to this size + 1 simply everybody.  More: fresher, n times the bytes.
-    fanout: int = 6
-    # A peer unheard of for this long is suspect: nothing is sent there.  Five lost datagrams in a row do not happen on a working wire.
-    suspect_s: float = 5.0
-    # ... and dead after this long: agents of guests there are told.  Shorter: they learn sooner; cost: a stalled node is taken for dead.
+    # Datagrams in each interval, each to one random node with the freshest entries, when not all entries fit into one (about 90 nodes);
+    # below that, three.  More: fresher, 1.2 KB/s each.  10 keeps 95 % of 1,000 entries younger than 5 s.
+    fanout: int = 10
+    # A node that answers neither us nor those whom we ask to try is suspect: nothing is sent there.  When at least two others say so too,
+    # or nobody else is there to say so, it is dead after this long without a sign of life.  A node whose kernel still takes a TCP
+    # connection is stalled, not gone: it has 45 s.  Shorter: death is known sooner; cost: a busy node is taken for dead.
+    suspect_s: float = 4.0
+    # ... and after this long when nobody else suspects it.
     dead_s: float = 8.0
     # Dead nodes are shown for this long and then forgotten.
     forget_s: float = 3600.0
@@ -95,10 +102,26 @@ class Config:
     # Free memory that a guest must leave.  More: safer against swapping; cost: fewer guests.
     mem_reserve: int = 64 << 20
 
+    # -- how its load is told -------------------------------------------------------------------------------------------------------
+
+    # MOSIX's stability factor: what an arriving process counts before samples have seen it, and by how much the mosix policy wants another
+    # node to be better.  More: calmer, and larger imbalance.
+    stability: float = 1.30
+    # How long past load counts: 1 as in MOSIX, 0 every sample is believed at once, 2 twice the memory.  More: fewer moves for short bursts;
+    # cost: later reactions.
+    decay: float = 1.0
+
     # -- what it sends away by itself -----------------------------------------------------------------------------------------------
 
     # Which processes the balancer may move: "mosrun" those started by mosrun and their children, "all" every suitable one, "none" none.
     auto: Literal["mosrun", "all", "none"] = "mosrun"
+    # Who decides: "economy", or for comparison "mosix", "epvm", "roundrobin"; "none" moves nothing and starts everything at home.  Other
+    # distributions add policies by entry points (docs/economy.md).
+    policy: str = "economy"
+    # Jobs of mosrun and guests share this node's CPUs by age: who has had little goes first (cpu.weight of a cgroup of its own, 4 s / CPU
+    # time, at least 0.02 of a new job's).  Halves the mean slowdown of a mix of jobs; the longest take some percent longer.  Never touches
+    # a process that is no job.
+    age_shares: bool = True
     # Command names (as in ps -o comm) that the balancer never touches, whatever `auto` says.
     never: tuple[str, ...] = ("systemd", "sshd", "sudo", "login", "dbus-daemon", "Xorg", "Xwayland", "gnome-shell", "dockerd")
     # Interval of balancing decisions.  Shorter: bursts spread faster; cost: the price of every pair of candidate and node each time.
@@ -120,6 +143,9 @@ class Config:
     bandwidth: float = 125e6
     # Simultaneous transfers of this node, in or out.  Two keep the line busy during one's freeze; more only delay each other.
     transfers: int = 2
+    # Jobs that may be on their way here to start (mosrun -b) at once.  More: bursts spread faster; cost: each prepares a cell, half a CPU
+    # second.
+    starts: int = 8
     # For tests: agents and keepers stop, fail or die at named points of a move (mig.migration.faults).  Never on a machine that is used.
     faults: bool = False
     # A move that takes longer is abandoned unless the user gave --timeout; before its commit that means: runs where it was.
@@ -190,6 +216,9 @@ class Config:
         for f in _NOT_NEGATIVE:
             if getattr(self, f) < 0:
                 out.append(f"{f} = {getattr(self, f)}: must not be negative")
+        if self.policy not in POLICIES and self.policy not in policies.names():
+            near = [f"; did you mean {n!r}?" for n in difflib.get_close_matches(self.policy, policies.names(), 1)]
+            out.append(f"policy = {self.policy!r}: there is no such policy; known: {', '.join(policies.names())}{''.join(near)}")
         if self.dead_s <= self.suspect_s:
             out.append(f"dead_s = {self.dead_s}: must be greater than suspect_s = {self.suspect_s}")
         for f in ("allow_uids", "allow_gids"):
@@ -211,12 +240,15 @@ class Config:
         return "\n".join(f"{f.name} = {_toml(getattr(self, f.name))}" for f in dataclasses.fields(self))
 
 
-_POSITIVE = ("hello_s", "gossip_s", "fanout", "suspect_s", "forget_s", "sample_s", "balance_s", "bandwidth", "transfers", "move_timeout_s")
+_POSITIVE = (
+    "hello_s", "gossip_s", "fanout", "suspect_s", "forget_s", "sample_s", "balance_s", "bandwidth", "transfers", "starts", "move_timeout_s",
+    "stability",
+)  # fmt: skip
 _NOT_NEGATIVE = (
     "speed", "cpus", "mem_total", "max_guests", "max_memory", "mem_reserve",
     "min_age_s", "rest_s", "epsilon_home", "epsilon_placed", "freeze_s",
     "setup_s",
-    "transfer_cpu", "owner_load",
+    "transfer_cpu", "owner_load", "decay",
 )  # fmt: skip
 
 

@@ -52,6 +52,14 @@ class NodeInfo(Mapped):
     age_s: float = 0.0
     version: str = ""
     fingerprint: str = ""  # of its certificate (mig.trust.store)
+    kernel: str = ""  # release
+    criu: str = ""  # what its CRIU can do (mig.criu.features), comma-separated
+    cpu: str = ""  # architecture, digest of the CPU's flags and xsave size: nodes of one value run each other's processes
+    swap_total: int = 0
+    swap_free: int = 0
+    psi_cpu: float = -1.0  # pressure of the last 10 s in per cent; -1: the kernel has none
+    psi_mem: float = -1.0
+    pool: str = ""  # adaptive pool: in | leaving | out; "" where it does not say
 
 
 @dataclass

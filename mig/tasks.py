@@ -16,11 +16,12 @@ class Tasks:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
 
-    def spawn(self, work: Awaitable[Any]) -> None:
+    def spawn(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
         """Run ``work`` beside the caller; an exception that it raises is logged."""
         t = asyncio.ensure_future(work)
         self._running.add(t)
         t.add_done_callback(self._done)
+        return t
 
     def _done(self, t: asyncio.Task[Any]) -> None:
         self._running.discard(t)

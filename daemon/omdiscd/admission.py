@@ -3,34 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
 
 from mig.config import Config
 from mig.model import NodeInfo, ProcessFacts
-
-HELD = 10.0
-"""Seconds for which a place stays reserved: longer than it takes from the answer to the arrival of the request to prepare."""
-
-
-@dataclass
-class Reservations:
-    """Places promised to sources that asked before they act, so that two of them do not take the same one.  Times are monotonic."""
-
-    _held: dict[str, tuple[float, float, int]] = field(default_factory=dict)
-
-    def hold(self, now: float, who: str, k: float, mem: int) -> None:
-        """Promise ``who`` room for ``k`` threads and ``mem`` bytes."""
-        self._held[who] = (now + HELD, k, mem)
-
-    def release(self, who: str) -> None:
-        """``who`` has come, or does not come."""
-        self._held.pop(who, None)
-
-    def total(self, now: float, *, but: str = "") -> tuple[int, float, int]:
-        """Number, threads and bytes promised to all but ``but``."""
-        self._held = {w: h for w, h in self._held.items() if h[0] > now}
-        held = [h for w, h in self._held.items() if w != but]
-        return len(held), sum(h[1] for h in held), sum(h[2] for h in held)
 
 
 def refusals(me: NodeInfo) -> list[str]:

@@ -19,21 +19,23 @@ from pathlib import Path
 import mig
 from mig import paths
 from mig.config import Config, load, split_address
+from mig.config_file import commented
 from mig.deputy import orphan
 from mig.errors import MigError
 from mig.kernel import pidfd, procfs
+from mig.kernel.cgroup import leave_unit
 from mig.migration.sweep import sweep
 from mig.model import GuestState, NodeInfo
+from mig.pool.pool import Changed, Pool
+from mig.pool.timing import Timing
 from mig.trust import keys, links, store
-from omdiscd import discovery as net
-from omdiscd import logs, ops, resources
+from omdiscd import addresses, logs, ops, resources
 from omdiscd.balancer import Balancer
 from omdiscd.control import Control
-from omdiscd.discovery import Discovery
+from omdiscd.discovery import Discovery, clock
 from omdiscd.doors import Doors
 from omdiscd.events import Events
 from omdiscd.evict import ADMINISTRATOR, Evictor
-from omdiscd.gossip import Changed, Membership, Timing
 from omdiscd.guests import Guests
 from omdiscd.jobs import Jobs
 from omdiscd.moves import Mover
@@ -42,10 +44,13 @@ from omdiscd.owner import Owner
 from omdiscd.owner_ops import OwnerOperations
 from omdiscd.peers import PeerServer
 from omdiscd.recovery import Recovery
-from omdiscd.reload import Reloader, notify_reloading
+from omdiscd.reload import Reloader
 from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
+from omdiscd.service import notify, reloading, unit, watchdog
 from omdiscd.spawn import Spawner
+from omdiscd.steering import Steering
+from omdiscd.switches import Switches
 from omdiscd.targets import Targets
 
 log = logging.getLogger("omdiscd")
@@ -59,10 +64,15 @@ def main() -> int:
     args = _parser().parse_args()
     logs.to_stderr(logging.DEBUG if args.debug else logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    if args.print_config or args.print_unit:
+        print(commented() if args.print_config else unit(), end="")
+        return 0
     try:
         config = load(args.config)
         if args.check_config:
             print(config.describe())
+            if os.geteuid() == 0:
+                keys.load()  # raises for a key that is none, or that others may read
             return 0
         if os.geteuid() != 0:
             raise MigError("omdiscd must run as root: it freezes, dumps and restores processes of all users")
@@ -88,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--check-config", action="store_true", help="print the configuration as understood and exit; status 2 when it is not valid"
     )
+    p.add_argument("--print-config", action="store_true", help="print a configuration file with every key, its default and what it means")
+    p.add_argument("--print-unit", action="store_true", help="print a unit for systemd that runs this omdiscd")
     p.add_argument("--debug", action="store_true", help="log more")
     p.add_argument("--version", action="version", version=f"omdiscd {mig.__version__}")
     return p
@@ -106,17 +118,6 @@ def node_id(addr: str) -> int:
     if ":" in addr:
         return int.from_bytes(hashlib.blake2s(addr.encode(), digest_size=2).digest(), "big") or 1
     return int.from_bytes(socket.inet_aton(addr)[2:], "big") or 1
-
-
-def notify(text: str) -> None:
-    """sd_notify: tell systemd our state, when it wants to know."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
-            try:
-                s.sendto(text.encode(), "\0" + path[1:] if path.startswith("@") else path)
-            except OSError as e:
-                log.warning("cannot tell systemd %s: %s", text, e.strerror)
 
 
 class Daemon:
@@ -139,39 +140,45 @@ class Daemon:
         self.sampler.guests = self.guests.hosts
         # without a key: one that nobody else has, so that local users can neither join nor order
         seal = Seal(cluster or [os.urandom(keys.SIZE)], info.id, info.incarnation)
-        timing = Timing(config.hello_s, config.gossip_s, config.suspect_s, config.dead_s, config.forget_s, config.fanout)
+        timing = Timing.of(config)
         seeds = [split_address(s, config.port) for s in config.seeds] if cluster else []
-        self.members = Membership(info, seeds, timing, random.Random(), time.monotonic())
+        self.members = Pool(info, seeds, timing, random.Random(), clock())
         self.discovery = Discovery(
             self.members, seal, group=config.multicast if cluster else "", interfaces=self.interfaces,
             me=self.me, changed=self._node_changed,
         )  # fmt: skip
-        self.peers = PeerServer(config, self._nodes, self.sampler, self.guests, self.spawner, self.events)
-        self.targets = Targets(config, self._nodes, self.me)
+        self.peers = PeerServer(config, self.discovery.nodes, self.sampler, self.guests, self.spawner, self.events)
+        self.targets = Targets(config, self.discovery.nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
-        self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events)
+        self.switches = Switches.load()
+        self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events, self.switches)
+        self.steering = Steering(config, self.sampler, self.switches, self.jobs, self.mover, self.events)
         self.recovery = Recovery(info.id, self.guests, self.spawner)
         self.reloader = Reloader(file, config, seal, bool(cluster))
         operations = ops.Operations(
-            config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept,
+            config,
+            self.targets,
+            self.guests,
+            self.mover,
+            self.jobs,
+            self.balancer,
+            self.events,
+            self.discovery,
+            self.accept,
             self.reloader.reload,
         )
         self.doors = Doors(self._doors_changed)
         self.evictor = Evictor(self.mover, self.guests, self.targets, self.events)
         self.owner = Owner(config, self.sampler, self.guests, self.jobs, self.doors, self.evictor, self.events)
-        self.control = Control(
-            paths.CONTROL, operations.table() | OwnerOperations(self.owner, self.evictor, self.accept).table()
-        )
+        of_owner = OwnerOperations(self.owner, self.evictor, self.accept)
+        self.control = Control(paths.CONTROL, operations.table() | of_owner.table() | self.steering.table())
         self._tasks: set[asyncio.Task[None]] = set()
 
     def me(self) -> NodeInfo:
         """Our own entry; the one object that all parts read."""
         return self.sampler.info
-
-    def _nodes(self) -> list[NodeInfo]:
-        return self.members.nodes(time.monotonic())
 
     async def run(self) -> None:
         """Serve until a signal; raises :class:`MigError` when it cannot start."""
@@ -188,6 +195,7 @@ class Daemon:
         except OSError as e:
             raise MigError(f"cannot listen on {me.addr} port {me.port}: {e.strerror}", hint="is another omdiscd running here?") from e
         links.start()
+        leave_unit(links.pid())
         self._learn()
         self.jobs.load()
         self.guests.look()
@@ -203,8 +211,7 @@ class Daemon:
         )
         parts = (
             self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
-            self._keep_learning,
-            self.owner.run, self.evictor.run,
+            self._keep_learning, self.owner.run, self.evictor.run, watchdog,
         )  # fmt: skip
         tasks = [asyncio.ensure_future(p()) for p in parts]
         waiting = asyncio.ensure_future(stop.wait())
@@ -226,7 +233,7 @@ class Daemon:
             self.control.close()
 
     def _hangup(self) -> None:
-        notify(notify_reloading())
+        reloading()
         self.reloader.at_signal()
         notify("READY=1")
 
@@ -243,7 +250,7 @@ class Daemon:
 
     def _learn(self) -> None:
         """Whose certificate is whose, from gossip, for all processes of this node."""
-        self.known.write((n.id, n.name, n.fingerprint) for n in (*self.members.nodes(time.monotonic()), self.me()))
+        self.known.write((n.id, n.name, n.fingerprint) for n in (*self.discovery.nodes(), self.me()))
 
     # -- what parts tell each other -----------------------------------------------------------------------------------------------
 
@@ -264,6 +271,7 @@ class Daemon:
     def _guests_changed(self) -> None:
         self.me().guests = self.guests.hosted()
         self.evictor.look_soon()
+        self.owner.share.apply()
 
     def _agent_gone(self, pid: int, state: GuestState | None) -> None:
         """An agent that ended by itself has ended its deputy before; one that was killed leaves it, and its guest ends on its host."""
@@ -295,12 +303,12 @@ def _identity(config: Config, interfaces: list[str], key: bool) -> tuple[NodeInf
         if not key:
             addr, chosen = "127.0.0.1", []
         else:
-            addr = config.addr or (net.first_address(chosen[0]) if chosen else net.default_address())
+            addr = config.addr or (addresses.first_address(chosen[0]) if chosen else addresses.default_address())
             for name in chosen:
                 socket.if_nametoindex(name)
     except (LookupError, OSError) as e:
         raise MigError(f"cannot use interface {', '.join(chosen)}: {e}", hint="see: ip address") from e
-    if key and not chosen and (name := net.interface_of(addr)):
+    if key and not chosen and (name := addresses.interface_of(addr)):
         chosen = [name]
     blocked = ops.is_blocked() or not config.accept
     info = NodeInfo(

@@ -1,34 +1,41 @@
-"""The sockets under the gossip: unicast on the node's address, multicast on chosen interfaces; sealed going out, opened coming in."""
+"""Runs the pool's machine (:mod:`mig.pool`) on real sockets and the real clock: sealed going out, opened coming in."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-import struct
 import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
-
 from mig.model import NodeInfo
+from mig.pool import wire
+from mig.pool.pool import GROUP, Changed, Knock, Outcome, Pool, Send
 from mig.trust.strangers import Strangers
-from omdiscd.gossip import GROUP, Changed, Membership, Outcome, Send
+from omdiscd.gossip_sockets import GossipSockets
 from omdiscd.seal import Reflected, Seal, SealError
 
 log = logging.getLogger(__name__)
 
-_IP_MULTICAST_IF = 32
-_IP_ADD_MEMBERSHIP = 35
+_SHORTEST = 0.01
+"""Seconds between two ticks at least."""
+_QUIET = 60.0
+"""Seconds before the same line is logged again."""
+
+
+def clock() -> float:
+    """Seconds of a clock that goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Discovery:
-    """Runs a :class:`Membership` on real sockets.  ``me`` gives our own fresh entry, ``changed`` hears of every change."""
+    """``me`` gives our own fresh entry, ``changed`` hears of every change."""
 
     def __init__(
         self,
-        members: Membership,
+        members: Pool,
         seal: Seal,
         *,
         group: str,
@@ -36,64 +43,43 @@ class Discovery:
         me: Callable[[], NodeInfo],
         changed: Callable[[Changed], None],
     ) -> None:
-        self.members, self.seal, self.group, self.interfaces, self._me, self._changed = members, seal, group, interfaces, me, changed
+        self.members, self.seal, self.group, self._me, self._changed = members, seal, group, me, changed
+        self._sockets = GossipSockets(members.me.addr, members.me.port, group, interfaces, self.received)
         self.rejected = 0
         """Datagrams that were not sealed with our key, damaged or repeated."""
         self.strangers = Strangers()
         self.multicast_heard = 0
-        self._sock: socket.socket | None = None
-        self._transports: list[asyncio.DatagramTransport] = []
-        self._quiet: set[str] = set()
+        self._said: dict[str, float] = {}
+        self._knocking: set[asyncio.Task[None]] = set()
+
+    @property
+    def interfaces(self) -> list[str]:
+        """Where hellos go to the group."""
+        return self._sockets.interfaces
 
     async def start(self) -> None:
         """Bind; raises ``OSError`` when the port is taken or the address is not ours."""
-        loop = asyncio.get_running_loop()
-        host, port = self.members.me.addr, self.members.me.port
-        s = socket.socket(
-            socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        )
-        s.bind((host, port))
-        self._sock = s
-        await self._listen(loop, s, False)
-        if self.group and self.interfaces:
-            await self._join(loop, s, port)
-
-    async def _join(self, loop: asyncio.AbstractEventLoop, sender: socket.socket, port: int) -> None:
-        m = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        m.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # several nodes on one machine, as in tests
-        m.bind((self.group, port))
-        joined = []
-        for name in self.interfaces:
-            mreqn = struct.pack("@4s4si", socket.inet_aton(self.group), b"\0" * 4, socket.if_nametoindex(name))
-            try:
-                m.setsockopt(socket.IPPROTO_IP, _IP_ADD_MEMBERSHIP, mreqn)
-                joined.append(name)
-            except OSError as e:
-                log.warning("no multicast on %s: %s", name, e.strerror)
-        self.interfaces = joined
-        sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
-        sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
-        await self._listen(loop, m, True)
-
-    async def _listen(self, loop: asyncio.AbstractEventLoop, s: socket.socket, group: bool) -> None:
-        t, _ = await loop.create_datagram_endpoint(lambda: _Receiver(self, group), sock=s)
-        self._transports.append(t)
+        await self._sockets.open()
 
     async def run(self) -> None:
         """Gossip until cancelled."""
         while True:
-            self._apply(self.members.tick(time.monotonic(), self._me()))
-            await asyncio.sleep(self.members.timing.gossip_s)
+            self._apply(self.members.tick(clock(), self._me()))
+            await asyncio.sleep(max(_SHORTEST, self.members.due() - clock()))
 
     def urgent(self) -> None:
         """Tell everybody now."""
-        self._apply(self.members.urgent(time.monotonic(), self._me()))
+        self._apply(self.members.urgent(clock(), self._me()))
+
+    def nodes(self) -> list[NodeInfo]:
+        """All known nodes, ourselves included, with their ages."""
+        return self.members.nodes(clock())
 
     def received(self, data: bytes, source: tuple[Any, ...], group: bool) -> None:
         """A datagram came in."""
         try:
             body = self.seal.open(data)
-            outcome = self.members.datagram(time.monotonic(), (source[0], source[1]), body)
+            message = wire.decode(body)
         except Reflected:
             if not group:  # our own hello to the group comes back by itself
                 self._refuse(source, "sends our own datagrams back to us")
@@ -101,13 +87,15 @@ class Discovery:
         except SealError as e:
             self._refuse(source, f"its datagrams are ignored: {e}")
             return
-        except (ValueError, TypeError, KeyError) as e:
+        except ValueError as e:
             self._refuse(source, f"its datagrams make no sense: {e}")
             return
-        if group and body["f"] != self.members.me.id:
+        me = self.members.me
+        if group and message.sender != me.id:
             self.multicast_heard += 1
+        outcome = self.members.datagram(clock(), (source[0], source[1]), message, group=group)
         if self.members.clash:
-            self._once(f"node {self.members.clash} uses our id {self.members.me.id}: give one of the two another id in its configuration")
+            self.say(f"node {self.members.clash} uses our id {me.id}: give one of the two another id in its configuration")
         self._apply(outcome)
 
     def _refuse(self, source: tuple[Any, ...], why: str) -> None:
@@ -116,86 +104,52 @@ class Discovery:
 
     def close(self) -> None:
         """Close all sockets."""
-        for t in self._transports:
-            t.close()
+        self._sockets.close()
+        for t in self._knocking:
+            t.cancel()
+
+    def say(self, text: str) -> None:
+        """Log a warning, the same one not more often than once a minute."""
+        now = time.monotonic()
+        if now - self._said.get(text, -_QUIET) >= _QUIET:
+            if len(self._said) > 1000:
+                self._said.clear()
+            self._said[text] = now
+            log.warning("%s", text)
+
+    # -- inside -------------------------------------------------------------------------------------------------------------------
 
     def _apply(self, outcome: Outcome) -> None:
         for s in outcome.sends:
             self._send(s)
         for c in outcome.changes:
             self._changed(c)
+        for k in outcome.knocks:
+            task = asyncio.ensure_future(self._knock(k))
+            self._knocking.add(task)
+            task.add_done_callback(self._knocking.discard)
 
     def _send(self, send: Send) -> None:
-        assert self._sock is not None
-        datagram = self.seal.seal(send.body)
+        datagram = self.seal.seal(wire.encode(send.message))
         if send.to != GROUP:
-            self._put(datagram, send.to)
-        elif self.group:
-            for name in self.interfaces:
-                try:
-                    mreqn = struct.pack("@4s4si", b"\0" * 4, b"\0" * 4, socket.if_nametoindex(name))
-                    self._sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_IF, mreqn)
-                except OSError as e:
-                    self._once(f"no hello on {name}: {e.strerror}")
-                    continue
-                self._put(datagram, (self.group, self.members.me.port))
+            try:
+                self._sockets.send(datagram, send.to)
+            except OSError as e:
+                # a full buffer, a route that is gone, an ICMP answer to an earlier datagram: the next interval tries again
+                self.say(f"cannot send to {send.to[0]}: {e.strerror}")
+            return
+        for name in self._sockets.interfaces if self.group else ():
+            try:
+                self._sockets.send_to_group(datagram, name)
+            except OSError as e:
+                self.say(f"no hello on {name}: {e.strerror}")
 
-    def _put(self, datagram: bytes, to: tuple[str, int]) -> None:
-        assert self._sock is not None
-        try:
-            self._sock.sendto(datagram, to)
-        except OSError as e:
-            # a full buffer, a route that is gone, an ICMP answer to an earlier datagram: the next interval tries again
-            self._once(f"cannot send to {to[0]}: {e.strerror}")
-
-    def _once(self, text: str) -> None:
-        if text not in self._quiet:
-            self._quiet.add(text)
-            log.warning("%s", text)
-
-
-class _Receiver(asyncio.DatagramProtocol):
-    def __init__(self, owner: Discovery, group: bool) -> None:
-        self.owner, self.group = owner, group
-
-    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        self.owner.received(data, addr, self.group)
-
-    def error_received(self, exc: Exception) -> None:
-        log.debug("UDP: %s", exc)  # ICMP port unreachable of a peer that is down: its age tells the same
-
-
-def interface_of(addr: str) -> str:
-    """The interface that has this address; "" when none has."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(a.address == addr for a in addresses):
-            return name
-    return ""
-
-
-def first_address(interface: str) -> str:
-    """The first IPv4 address of an interface; raises ``LookupError`` when there is no such interface or it has none."""
-    addresses = psutil.net_if_addrs().get(interface)
-    if addresses is None:
-        raise LookupError(f"there is no interface {interface}")
-    for a in addresses:
-        if a.family == socket.AF_INET:
-            return a.address
-    raise LookupError(f"interface {interface} has no IPv4 address")
-
-
-def default_address() -> str:
-    """The IPv4 address from which this machine talks to others: of the default route, else any but loopback, else loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        try:
-            s.connect(("192.0.2.1", 9))  # documentation prefix; connecting a UDP socket only looks up the route
-            addr = str(s.getsockname()[0])
-            if addr != "0.0.0.0":
-                return addr
-        except OSError:
-            pass  # no default route: an isolated network
-    for name, addresses in psutil.net_if_addrs().items():
-        for a in addresses:
-            if a.family == socket.AF_INET and name != "lo":
-                return a.address
-    return "127.0.0.1"
+    async def _knock(self, k: Knock) -> None:
+        """Whether its kernel takes a connection: that needs no daemon that gets CPU time."""
+        family = socket.AF_INET6 if ":" in k.to[0] else socket.AF_INET
+        answered = False
+        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as s:
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(asyncio.get_running_loop().sock_connect(s, k.to), 2 * self.members.timing.timeout_s)
+                answered = True
+        self._apply(self.members.knocked(clock(), k.node, answered))

@@ -56,6 +56,11 @@ class Jobs:
         self._file = paths.RUN / "jobs.json"
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def starting(self) -> int:
+        """Jobs on their way to the node where they begin."""
+        return len(self._tasks)
+
     def load(self) -> None:
         """Read what an earlier omdiscd of this boot knew."""
         with contextlib.suppress(FileNotFoundError):

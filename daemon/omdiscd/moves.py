@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mig import paths
+from mig.economy import words
 from mig.economy.policy import Candidate, judge, order_for_start, prices
 from mig.economy.price import NodeView
 from mig.errors import BadInput, CannotMove, MigError, MoveFailed, NotPermitted, OutcomeUnknown
@@ -152,7 +153,7 @@ class Mover:
             verdict = judge(me, live, c, self.targets.knobs, len(nodes) + 1, active=len(self.active))
             if verdict.pays:
                 return n
-            reasons.append(verdict.why)
+            reasons.append(words.reason(c, live, verdict))
         raise CannotMove(
             f"process {s.pid} ({s.comm}) is best where it is, on {me.name}", reasons=reasons or ["no other node accepts guests"]
         )
@@ -162,8 +163,9 @@ class Mover:
         table = self.sampler.table
         tree = [table.processes[p] for p in (pid, *table.below(pid)) if p in table.processes]
         return Candidate(
-            pid, comm, sum(p.cpu_s for p in tree), sum(p.rss for p in tree), sum(p.runnable for p in tree), placed=placed, only=only
-        )
+            pid, comm, sum(p.cpu_s for p in tree), sum(p.rss for p in tree), sum(p.runnable for p in tree), placed=placed, only=only,
+            busy=sum(p.busy for p in tree),
+        )  # fmt: skip
 
     async def obstacles(self, s: Subject, to: NodeInfo) -> tuple[list[str], ProcessFacts | None]:
         """Everything that speaks against the move as far as this node can see, and the facts of a plain process."""
@@ -194,14 +196,26 @@ class Mover:
     def price_rows(self, c: Candidate) -> list[dict[str, Any]]:
         """The price of every open node, and of this one, for ``c``."""
         me = self.sampler.mine()
-        return [dict(r) for r in prices([me, *map(NodeView.of, self.targets.open())], c.k, c.rss, me.id)]
+        return [dict(r) for r in prices([me, *self.targets.views()], c.k, c.rss, me.id)]
 
     # -- doing it -----------------------------------------------------------------------------------------------------------------
 
     async def move(
-        self, s: Subject, to: NodeInfo, *, timeout: float, reason: str, progress: Progress = silent, frozen: str = "", auto: bool = False
+        self,
+        s: Subject,
+        to: NodeInfo,
+        *,
+        timeout: float,
+        reason: str,
+        progress: Progress = silent,
+        frozen: str = "",
+        auto: bool = False,
+        memory: str = "auto",
+        limit_bps: int = 0,
     ) -> dict[str, Any]:
         """Move ``s`` to ``to``; ``frozen`` is the cgroup in which it already stands frozen, ``auto`` tells a balancer's order.
+
+        ``memory`` and ``limit_bps``: see :func:`omdiscd.orders.move_order`.
 
         Returns the agent's result.
 
@@ -217,15 +231,27 @@ class Mover:
             reasons, _ = await self.obstacles(s, to)
             if reasons:
                 raise CannotMove(f"process {s.pid} ({s.comm}) cannot move to {to.name}; nothing was touched", reasons=reasons)
-            order = move_order(to, "home" if to.name == s.home else "remote", timeout, reason, frozen, auto)
+            order = move_order(
+                to, "home" if to.name == s.home else "remote", timeout, reason, frozen, auto, memory=memory, limit_bps=limit_bps
+            )
             async with contextlib.aclosing(await self._answers(s, order, timeout + GRACE)) as answers:
                 result = await self._carried_out(s, to, answers, progress)
+            c = self.active[s.pid][1]
             if s.body:
-                self.sampler.loads.left(self.active[s.pid][1].k)
+                self.sampler.loads.left(c.k)
                 self.sampler.publish()
+            if not frozen:
+                self._learn(result, c)
             return result
         finally:
             del self.active[s.pid]
+
+    def _learn(self, result: dict[str, Any], c: Candidate) -> None:
+        with contextlib.suppress(TypeError, ValueError):  # an agent of another version may tell less
+            self.targets.measured.learn(
+                pause_s=float(result.get("pause_ms") or 0) / 1000, total_s=float(result.get("total_ms") or 0) / 1000,
+                sent=int(result.get("bytes") or 0), rss=c.rss,
+            )  # fmt: skip
 
     async def _answers(self, s: Subject, order: dict[str, Any], patience: float) -> Answers:
         """Give the order to the agent, wherever it is."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from mig import paths
 from mig.config import Config
-from mig.economy.policy import judge, order_for_start
-from mig.economy.price import NodeView, added
+from mig.economy.efficiency import efficiency
+from mig.economy.price import NodeView
 from mig.errors import BadInput, CannotMove, NotPermitted
 from mig.kernel import procfs
 from mig.model import NodeInfo
@@ -19,15 +19,14 @@ from omdiscd.checks import checks
 from omdiscd.control import Call, Caller, Handler
 from omdiscd.discovery import Discovery
 from omdiscd.events import Events
+from omdiscd.explain import explain
 from omdiscd.guests import Guests
 from omdiscd.jobs import Job, Jobs
 from omdiscd.moves import Mover, Subject
-from omdiscd.peers import reservation
+from omdiscd.orders import memory_options
 from omdiscd.pool_events import PoolEvents
+from omdiscd.starts import Starts
 from omdiscd.targets import Targets
-
-_START_MEM = 50 << 20
-"""Bytes that a job is guessed to need before it runs."""
 
 
 class Operations:
@@ -39,6 +38,7 @@ class Operations:
     ) -> None:  # fmt: skip
         self.config, self.targets, self.guests, self.mover, self.jobs = config, targets, guests, mover, jobs
         self.balancer, self.events_, self.discovery, self._accept, self._reload = balancer, events, discovery, accept, reload
+        self.starts = Starts(balancer)
 
     def table(self) -> dict[str, Handler]:
         """Handlers by op."""
@@ -51,10 +51,14 @@ class Operations:
     # -- looking ------------------------------------------------------------------------------------------------------------------
 
     async def status(self, call: Call) -> dict[str, Any]:
-        """``{node?}`` -> ``{nodes, self}``."""
+        """``{node?}`` -> ``{nodes, self, auto, policy, efficiency, switches}``; efficiency of the pool: 0 to 1."""
         node = call.request.get("node")
         nodes = [self.targets.find(str(node))] if node not in (None, "") else self.targets.nodes()
-        return {"nodes": [dataclasses.asdict(n) for n in nodes], "self": self.targets.me().name, "auto": self.config.auto}
+        up = [NodeView.of(n) for n in self.targets.nodes() if n.state == "alive"]
+        return {
+            "nodes": [dataclasses.asdict(n) for n in nodes], "self": self.targets.me().name, "auto": self.config.auto,
+            "policy": self.balancer.policy.name, "efficiency": round(efficiency(up), 3), "switches": self.balancer.switches.on(),
+        }  # fmt: skip
 
     async def whois(self, call: Call) -> dict[str, Any]:
         """``{node}`` -> ``{node: NodeInfo}``."""
@@ -102,35 +106,21 @@ class Operations:
         return {"events": []}
 
     async def why(self, call: Call) -> dict[str, Any]:
-        """``{pid}`` -> ``{pid, comm, prices, nodes, reasons, text}``: the price of every node for it, and why it stays or goes."""
-        s = self._subject(call)
-        reasons = await self.balancer.why_not(s.body) if s.body else []
-        if not s.body:
-            text = f"process {s.pid} ({s.comm}) runs on {s.where}; the balancer there decides"
-            return {"pid": s.pid, "comm": s.comm, "prices": [], "nodes": [], "reasons": reasons, "text": text}
-        c = self.mover.candidate(s.body, s.comm, placed=self.balancer.placed(s.pid))
-        me, nodes = self.mover.sampler.mine(), self.targets.open()
-        verdicts = []
-        for n in nodes:
-            live = await self.targets.ask(n, reservation(self.targets.me().id, s.home_pid))
-            if live is None:
-                verdicts.append({"node": n.name, "pays": False, "why": f"{n.name} does not answer, or accepts nobody"})
-                continue
-            v = judge(me, live, c, self.targets.knobs, len(nodes) + 1)
-            verdicts.append({"node": n.name, "pays": v.pays, "gain_s": round(v.gain, 3), "why": v.why})
-        goes = [v for v in verdicts if v["pays"]]
-        text = f"process {s.pid} ({s.comm}) has used {c.cpu_s:.1f} s of CPU, {c.rss >> 20} MiB, {c.threads:.1f} runnable threads; "
-        text += "it stays: " + reasons[0] if reasons else f"it goes to {goes[0]['node']}" if goes else "it stays: no node is better"
-        return {"pid": s.pid, "comm": s.comm, "prices": self.mover.price_rows(c), "nodes": verdicts, "reasons": reasons, "text": text}
+        """``{pid}`` -> see :func:`omdiscd.explain.explain`."""
+        return await explain(self._subject(call), self.balancer)
 
     # -- changing -----------------------------------------------------------------------------------------------------------------
 
     async def migrate(self, call: Call) -> dict[str, Any]:
-        """``{pid, to, dry_run, timeout}`` -> progress ``{step, text}``, then ``{result}`` or, dry, ``{plan, reasons, price}``."""
+        """``{pid, to, dry_run, timeout, mode, limit_bps}`` -> progress ``{step, text}``, then ``{result}``.
+
+        A dry run's result is ``{plan, reasons, price}``.
+        """
         r = call.request
         if not isinstance(r.get("to"), str) or not r["to"]:
             raise BadInput("a move needs a destination: a node, 'home' or 'balance'")
         timeout = _seconds(r.get("timeout"), self.config.move_timeout_s)
+        memory, limit_bps = memory_options(r)
         s = self._subject(call)
         to = await self.mover.destination(s, r["to"])
         if r.get("dry_run"):
@@ -139,7 +129,8 @@ class Operations:
         async def progress(step: str, text: str) -> None:
             await call.item(step=step, text=text)
 
-        result = await self.mover.move(s, to, timeout=timeout, reason=f"user {call.caller.uid} asked", progress=progress)
+        reason = f"user {call.caller.uid} asked"
+        result = await self.mover.move(s, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps)
         return {"result": result}
 
     async def job(self, call: Call) -> dict[str, Any]:
@@ -172,27 +163,7 @@ class Operations:
             return None if n.id == me.id else n
         if not (flags.get("best") or names):
             return None
-        nodes = {n.id: n for n in self.targets.open() if not names or n.name in names}
-        here = self.mover.sampler.mine()
-        choice = [NodeView.of(n) for n in nodes.values()]
-        live = {here.id: here} if not names or me.name in names else {}
-        who = reservation(me.id, s.pid)
-        for v in order_for_start(choice, 1, _START_MEM)[:3]:
-            if answer := await self.targets.ask(nodes[v.id], who):
-                live[v.id] = answer
-        count = len(nodes) + 1
-        # equal nodes: here, where nothing has to be sent
-        for v in sorted(live.values(), key=lambda v: (added(v, 1, _START_MEM, count), v.id != here.id, v.id)):
-            if v.id == here.id:
-                return None
-            if not await self.targets.reserve(nodes[v.id], who, 1, _START_MEM):
-                return nodes[v.id]
-        if names:
-            raise CannotMove(
-                f"none of {', '.join(names)} takes the job now",
-                reasons=[r for n in names for r in self.targets.against(self.targets.find(n))],
-            )
-        return None
+        return await self.starts.choose(s.pid, names)
 
     async def block(self, call: Call) -> dict[str, Any]:
         """No new guests from now on."""

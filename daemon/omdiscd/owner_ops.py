@@ -20,8 +20,11 @@ _BRINGING = 3
 class OwnerOperations:
     """The handlers; :meth:`table` maps them to their names on the wire."""
 
-    def __init__(self, owner: Owner, evictor: Evictor, accept: Callable[[bool, str], None]) -> None:
-        self.owner, self.evictor, self._accept = owner, evictor, accept
+    def __init__(
+        self, owner: Owner, evictor: Evictor, accept: Callable[[bool, str], None], keep_home: Callable[[], None] = lambda: None
+    ) -> None:
+        """``keep_home`` is told to let none of our own processes leave by itself (openMosix's lstay), before they are brought home."""
+        self.owner, self.evictor, self._accept, self._keep_home = owner, evictor, accept, keep_home
 
     def table(self) -> dict[str, Handler]:
         """Handlers by op."""
@@ -75,6 +78,7 @@ class OwnerOperations:
     async def bring(self, call: Call) -> dict[str, Any]:
         """``{}`` -> items ``{pid, comm, from, outcome, reasons?, left}``, then ``{moved}``: all guests whose home is here come home."""
         _only_root(call, "bring guests home")
+        self._keep_home()
         mover = self.evictor.mover
         me = mover.targets.me().name
         away = [a for a in self.owner.guests.agents() if a.state and a.state.where != me]

@@ -19,9 +19,10 @@ from mig.trust import links
 from mig.trust.store import Peer
 from mig.trust.strangers import Strangers
 from omdiscd import pool_events
-from omdiscd.admission import Reservations, admit, refusals
+from omdiscd.admission import admit, refusals
 from omdiscd.events import Events
 from omdiscd.guests import Guests
+from omdiscd.places import Places
 from omdiscd.sampler import Sampler
 from omdiscd.spawn import Spawner
 
@@ -34,8 +35,6 @@ _IDLE = 30.0
 _BACKLOG = 64
 _GREETERS = 64
 """Connections that may be about to prove who they are; more are dropped, so that strangers cannot use up our descriptors."""
-_ARRIVAL = 60.0
-"""Seconds after which a guest that was announced and is not running yet counts no more."""
 
 
 class PeerServer:
@@ -47,10 +46,9 @@ class PeerServer:
         self.config, self.sampler, self.guests, self.spawner, self.events = config, sampler, guests, spawner, events
         self.nodes, self.strangers = nodes, Strangers()
         self._greeting = 0
-        self.reservations = Reservations()
+        self.places = Places(config.sample_s, config.transfers, config.starts)
         self.order: Order | None = None
         """Who serves the orders of nodes on which guests of ours run."""
-        self._arriving: dict[int, tuple[float, int]] = {}  # by keeper: until when, and bytes
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
@@ -92,12 +90,9 @@ class PeerServer:
 
     def live(self, *, but: str = "") -> tuple[NodeInfo, float, int]:
         """Our entry as of now, and the threads and bytes that are on their way here, or promised to others than ``but``."""
-        now = time.monotonic()
-        _, k, mem = self.reservations.total(now, but=but)
-        arrived = {x.state.helper for x in self.guests.keepers() if x.state and x.state.host_pid}
-        self._arriving = {p: a for p, a in self._arriving.items() if a[0] > now and p in self.spawner.pids and p not in arrived}
-        k += len(self._arriving)
-        mem += sum(a[1] for a in self._arriving.values())
+        running = {x.state.helper: x.state.host_pid for x in self.guests.keepers() if x.state and x.state.host_pid}
+        self.places.tidy(time.monotonic(), running, lambda keeper: keeper in self.spawner.pids)
+        k, mem = self.places.hidden(self.sampler.table.runnable_of, but=but)
         return dataclasses.replace(self.sampler.live(), guests=self.guests.hosted()), k, mem
 
     async def _meet(self, conn: socket.socket, source: str) -> None:
@@ -143,23 +138,23 @@ class PeerServer:
         if op == "events":
             return pool_events.answer(self.events, m)
         if op == "reserve":
-            return self._reserve(str(m["who"]), float(m["k"]), int(m["mem"]))
+            return self._reserve(str(m["who"]), float(m["k"]), int(m["mem"]), start=m.get("start") is True)
         if op == "release":
-            self.reservations.release(str(m["who"]))
+            self.places.release(str(m["who"]))
             return {"op": "released"}
         return {"op": "unknown", "asked": str(op)[:40]}
 
-    def _reserve(self, who: str, k: float, mem: int) -> dict[str, Any]:
-        now = time.monotonic()
-        count, _, held = self.reservations.total(now, but=who)
+    def _reserve(self, who: str, k: float, mem: int, *, start: bool) -> dict[str, Any]:
+        _, _, held = self.live(but=who)
         reasons = refusals(self.sampler.info)
-        if count >= self.config.transfers:
-            reasons.append(f"{self.sampler.info.name} is receiving {count} guests already")
+        wait = self.places.full(start=start, but=who) if not reasons else ""
+        if wait:
+            reasons.append(f"{self.sampler.info.name}: {wait}")
         if mem > self.sampler.info.mem_free - held - self.config.mem_reserve:
             reasons.append(f"{self.sampler.info.name} has no room for {mem >> 20} MiB")
         if not reasons:
-            self.reservations.hold(now, who, k, mem)
-        return {"op": "reserved", "ok": not reasons, "reasons": reasons}
+            self.places.hold(time.monotonic(), who, k, mem, start=start)
+        return {"op": "reserved", "ok": not reasons, "reasons": reasons, "wait": bool(wait) and len(reasons) == 1}
 
     def _home(self, m: dict[str, Any]) -> NodeInfo | None:
         """The home that a request names, as the pool knows that node: what a source says of another node's address counts for nothing."""
@@ -184,8 +179,8 @@ class PeerServer:
         reasons = admit(facts, home, info, self.config, hosted=info.guests, reserved_mem=reserved, hosted_mem=self._hosted_mem())
         if int(m.get("v", wire.VERSION)) > wire.VERSION or int(m.get("v", wire.VERSION)) < wire.OLDEST:
             reasons.append(f"{info.name} speaks version {wire.VERSION}, the source {m.get('v')}")
-        self.reservations.release(who)
         if reasons:
+            self.places.release(who)
             log.info("process %d (%s) of %s refused: %s", facts.pid, facts.comm, home.name, "; ".join(reasons))
             self.events.add(
                 "refuse", pid=facts.pid, comm=facts.comm, home=home.name, to=info.name, outcome="refused", reason="; ".join(reasons)
@@ -194,10 +189,10 @@ class PeerServer:
             return
         m["root_allowed"] = self.config.allow_root_guests  # whatever the source wrote there
         pid = self.spawner.keeper(conn, m)
-        who = f"process {facts.pid} ({facts.comm}) of {home.name}"
-        log.info("move %s: keeper %d prepares for %s, asked by %s", m.get("mid"), pid, who, source)
+        what = f"process {facts.pid} ({facts.comm}) of {home.name}"
+        log.info("move %s: keeper %d prepares for %s, asked by %s", m.get("mid"), pid, what, source)
         # it counts before the samples see it, so that the next one who asks gets the truth
-        self._arriving[pid] = time.monotonic() + _ARRIVAL, facts.rss
+        self.places.come(time.monotonic(), pid, who, facts.rss)
         self.sampler.loads.arrived()
         self.sampler.publish()
 

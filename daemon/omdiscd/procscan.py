@@ -110,6 +110,10 @@ class ProcessTable:
             p = self.processes.get(p.ppid)
         return out
 
+    def runnable_of(self, pid: int) -> float:
+        """Mean runnable threads of ``pid`` and all below it."""
+        return sum(self.processes[p].runnable for p in (pid, *self.below(pid)) if p in self.processes)
+
     def below(self, pid: int) -> list[int]:
         """All processes below ``pid``, as of the last look."""
         if self._below is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +68,3 @@ class Reloader:
         self.seal.change(cluster)
         first, *rest = (keys.name(k) for k in cluster)
         return [f"key {first} seals" + (f", accepted too: {', '.join(rest)}" if rest else "")]
-
-
-def notify_reloading() -> str:
-    """What systemd (Type=notify-reload and notify) wants to hear while a reload runs."""
-    import time
-
-    return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nMAINPID={os.getpid()}"

@@ -61,8 +61,8 @@ def cpus() -> float:
     return n
 
 
-def memory(limit: int = 0) -> tuple[int, int]:
-    """Total and free bytes: of the machine, less where a cgroup or ``limit`` says so."""
+def memory(limit: int = 0, taken: int = 0) -> tuple[int, int]:
+    """Total and free bytes: of the machine, less where a cgroup or ``limit`` says so; ``taken``: of the limit, by our processes."""
     m = psutil.virtual_memory()
     total, free = int(m.total), int(m.available)
     v2, v1 = own_cgroup(""), own_cgroup("memory")
@@ -73,7 +73,7 @@ def memory(limit: int = 0) -> tuple[int, int]:
         if bound and used is not None:
             total, free = min(total, bound), min(free, max(0, bound - used))
     if limit and limit < total:
-        total, free = limit, min(free, limit)
+        total, free = limit, max(0, min(free, limit - taken))
     return total, free
 
 

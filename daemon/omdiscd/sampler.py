@@ -21,15 +21,16 @@ class Sampler:
 
     def __init__(self, config: Config, info: NodeInfo) -> None:
         self.config, self.info = config, info
-        self.loads = TwoLoads()
+        self.loads = TwoLoads(stability=config.stability, decay=config.decay)
         self.table = ProcessTable()
         self.runnable = 0.0
+        self.quiet = False
+        """The load that was told last stays as it is."""
         self.helpers: Callable[[], set[int]] = set
         """Pids of our own helpers: what they do is the price of moving, not load that could be moved away."""
         self.guests: Callable[[], set[int]] = set
         """Pids of guests that run here, which are below helpers and yet load."""
         self._use = resources.CpuUse()
-        self._capacity = info.cpus * info.speed
         self.info.mem_total, self.info.mem_free = resources.memory(config.mem_total)
         self.table.look(time.monotonic())
 
@@ -47,8 +48,10 @@ class Sampler:
         # processes that lived less than an interval are seen only in the CPU time that they used
         used = self._use.sample() - sum(self.table.processes[p].busy for p in ours if p in self.table.processes)
         self.runnable = max(sum(p.runnable for p in load), min(used, self.info.cpus))
-        self.loads.sample(self.runnable)
-        self.info.mem_total, self.info.mem_free = resources.memory(self.config.mem_total)
+        if not self.quiet:
+            self.loads.sample(self.runnable)
+        taken = sum(p.rss for p in self.table.processes.values()) if self.config.mem_total else 0
+        self.info.mem_total, self.info.mem_free = resources.memory(self.config.mem_total, taken)
         self.publish()
 
     def _ours(self) -> set[int]:
@@ -60,6 +63,10 @@ class Sampler:
             ours -= {g, *self.table.below(g)}
         return ours
 
+    @property
+    def _capacity(self) -> float:
+        return self.info.cpus * self.info.speed
+
     def publish(self) -> None:
         """Bring the outgoing entry up to date with the loads."""
         self.info.load = self.loads.advertised / self._capacity
@@ -69,5 +76,5 @@ class Sampler:
         return NodeView.of(dataclasses.replace(self.info, load=self.loads.local / self._capacity))
 
     def live(self) -> NodeInfo:
-        """This node's entry with its load of the last interval, for somebody who asks before sending something here."""
-        return dataclasses.replace(self.info, load=max(self.runnable, self.loads.local) / self._capacity)
+        """This node's entry with its true load of the last interval, for somebody who asks before sending something here."""
+        return dataclasses.replace(self.info, load=self.runnable / self._capacity)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
 from mig import wire
 from mig.config import Config
-from mig.economy.policy import Knobs
+from mig.economy.judge import Knobs
+from mig.economy.measured import Measured
 from mig.economy.price import NodeView
 from mig.errors import BadInput
 from mig.model import NodeInfo
@@ -17,6 +19,10 @@ from mig.trust import links
 
 _ASK = 2.0
 """Seconds in which an asked node must answer."""
+_UNSEEN = 1.0
+"""Seconds that an entry may lag behind what its node does: a sampling interval."""
+_REMEMBERED = 10.0
+"""Seconds for which our own sends are added to what we hear."""
 
 
 class Targets:
@@ -25,7 +31,13 @@ class Targets:
     def __init__(self, config: Config, nodes: Callable[[], list[NodeInfo]], me: Callable[[], NodeInfo]) -> None:
         self.config, self.nodes, self.me = config, nodes, me
         # every field of Knobs is a key of the configuration
-        self.knobs = Knobs(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Knobs)})
+        self.measured = Measured(Knobs(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Knobs)}))
+        self._sent: dict[int, list[tuple[float, float, int]]] = {}  # by node: when, threads, bytes
+
+    @property
+    def knobs(self) -> Knobs:
+        """The configuration's, with the costs of moving as measured so far."""
+        return self.measured.knobs
 
     def find(self, text: str) -> NodeInfo:
         """The node with this name, id or address; raises :class:`BadInput` when there is none, or more than one of that name."""
@@ -57,6 +69,19 @@ class Targets:
         me = self.me().id
         return [n for n in self.nodes() if n.id != me and not self.against(n)]
 
+    def views(self) -> list[NodeView]:
+        """Open nodes as the price sees them: what gossip told, plus what we have sent there since that was true."""
+        now, out = time.monotonic(), []
+        for n in self.open():
+            since = [x for x in self._sent.get(n.id, ()) if x[0] >= now - n.age_s - _UNSEEN]
+            out.append(NodeView.of(n, extra_k=sum(x[1] for x in since), extra_mem=sum(x[2] for x in since)))
+        return out
+
+    def note(self, n: NodeInfo, k: float, mem: int) -> None:
+        """We are sending ``k`` threads and ``mem`` bytes there."""
+        now = time.monotonic()
+        self._sent[n.id] = [*(x for x in self._sent.get(n.id, ()) if now - x[0] < _REMEMBERED), (now, k, mem)]
+
     async def ask(self, n: NodeInfo, who: str) -> NodeView | None:
         """Its live state, places promised to others than ``who`` included; None when it does not answer."""
         m = await self._request(n, op="info", who=who)
@@ -67,12 +92,18 @@ class Targets:
             return None
         return NodeView.of(info, extra_k=float(m["reserved_k"]), extra_mem=int(m["reserved_mem"]))
 
-    async def reserve(self, n: NodeInfo, who: str, k: float, mem: int) -> list[str]:
-        """Reserve a place there; returns the reasons when it refuses."""
-        m = await self._request(n, op="reserve", who=who, k=k, mem=mem)
+    async def reserve(self, n: NodeInfo, who: str, k: float, mem: int, *, start: bool = False) -> tuple[list[str], bool]:
+        """Reserve a place there, ``start``: for a job that has not begun.
+
+        Returns the reasons when it refuses, and whether it would take it in a moment.
+        """
+        m = await self._request(n, op="reserve", who=who, k=k, mem=mem, start=start)
         if m is None:
-            return [f"{n.name} does not answer"]
-        return [] if m.get("ok") else [str(r) for r in m.get("reasons", ())] or [f"{n.name} refuses"]
+            return [f"{n.name} does not answer"], False
+        if m.get("ok"):
+            self.note(n, k, mem)
+            return [], False
+        return [str(r) for r in m.get("reasons", ())] or [f"{n.name} refuses"], m.get("wait") is True
 
     async def events(self, n: NodeInfo, **m: Any) -> dict[str, Any] | None:
         """What happened there, see :func:`omdiscd.pool_events.answer`; None when it does not answer."""

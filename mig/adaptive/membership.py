@@ -165,7 +165,7 @@ class Membership:
         return private, public
 
     def _fresh(self) -> float:
-        return FRESH if self.rules.leave_on == "active-user" else min(FRESH, max(self.rules.rejoin.seconds, 1.0))
+        return FRESH if self.rules.leave_on == "active-user" else min(FRESH, self.rules.rejoin.seconds)
 
     def _leave(self, f: Facts, private: str, public: str) -> list[Instruction]:
         self.why, self.public = private, public

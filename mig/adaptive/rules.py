@@ -8,6 +8,8 @@ from typing import Literal
 
 LeaveOn = Literal["login", "console-login", "active-user", "never"]
 
+LEAST_IDLE = 10.0
+"""Seconds below which idleness cannot be told: the kernel notes a terminal's input only every 8 s."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
@@ -24,7 +26,10 @@ class Rejoin:
         m = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)(\s+idle)?", text.strip())
         if m is None:
             raise ValueError(f"{text!r} is not a time like '5m', '90s' or '5m idle'")
-        return cls(float(m[1]) * _UNITS[m[2]], bool(m[3]))
+        seconds = float(m[1]) * _UNITS[m[2]]
+        if m[3] and seconds < LEAST_IDLE:
+            raise ValueError(f"{text!r}: the kernel notes a terminal's input only every 8 s; at least '{LEAST_IDLE:.0f}s idle'")
+        return cls(seconds, bool(m[3]))
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class Agent:
         )  # fmt: skip
 
     async def _move(self, to: NodeInfo, mode: str, timeout: float, progress: Any, order: dict[str, Any]) -> dict[str, Any]:
-        memory = str(order.get("memory", "auto"))
+        memory = str(order.get("memory", "auto")), int(order.get("limit_bps") or 0)
         if self.epoch:
             return await self._move_on(to, mode, timeout, progress, memory)
         if mode == "home":
@@ -201,12 +201,14 @@ class Agent:
 
     # -- the first move --------------------------------------------------------------------------------------------------------
 
-    async def _leave_home(self, to: NodeInfo, timeout: float, progress: Any, held: Cgroup | None, memory: str) -> dict[str, Any]:
+    async def _leave_home(
+        self, to: NodeInfo, timeout: float, progress: Any, held: Cgroup | None, memory: tuple[str, int]
+    ) -> dict[str, Any]:
         what = f"{self.facts.comm} ({self.pid}) could not be moved to {to.name}"
         self.board.hosts[1] = to.id
         for attempt in range(TRIES):
             self._trail["mid"] = mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
-            source = HomeSource(self, Destination(to), mid, held=held, mode=memory)
+            source = HomeSource(self, Destination(to), mid, held=held, memory=memory)
             result = await self._run(Runner(source, list(PLAN), progress=progress, doubt=self._in_doubt), timeout)
             if result.outcome is Outcome.ARRIVED:
                 break
@@ -332,7 +334,7 @@ class Agent:
 
     # -- moving on -------------------------------------------------------------------------------------------------------------
 
-    async def _move_on(self, to: NodeInfo, mode: str, timeout: float, progress: Any, memory: str) -> dict[str, Any]:
+    async def _move_on(self, to: NodeInfo, mode: str, timeout: float, progress: Any, memory: tuple[str, int]) -> dict[str, Any]:
         """The keeper on the present host is the source; we hold input, and our channels follow the guest."""
         k = self.links.get(self.epoch)
         if k is None:

@@ -72,11 +72,11 @@ async def let_go(holder: int, deputy: DeputyLink | None) -> None:
     except ProcessLookupError:
         return
     loop = asyncio.get_running_loop()
-    gone = loop.create_future()
-    loop.add_reader(fd, gone.set_result, None)
+    gone = asyncio.Event()
+    loop.add_reader(fd, gone.set)
     try:
         signal.pidfd_send_signal(fd, signal.SIGKILL)
-        await asyncio.wait_for(gone, 30)
+        await asyncio.wait_for(gone.wait(), 30)
     except (ProcessLookupError, TimeoutError):
         pass
     finally:

@@ -36,10 +36,12 @@ class Changed(MoveFailed):
 class HomeSource(SourceBase):
     """The actions of one first move of ``agent``'s process to ``dest``."""
 
-    def __init__(self, agent: Agent, dest: Destination, mid: str, *, held: Cgroup | None = None, mode: str = "auto") -> None:
+    def __init__(
+        self, agent: Agent, dest: Destination, mid: str, *, held: Cgroup | None = None, memory: tuple[str, int] = ("auto", 0)
+    ) -> None:
         super().__init__(mid, dest, held or Cgroup(cgroup.root() / f"mig-P{agent.pid}"), agent.facts, agent.pid)
         self.agent = agent
-        self.wanted_mode = mode
+        self.wanted = memory
         self.held = held  # mosrun -b/-N: already frozen before its first instruction, in this cgroup
         self.old_groups: dict[int, Path] = {}
         self.captured = False
@@ -108,7 +110,8 @@ class HomeSource(SourceBase):
         self.journal.write(BEGIN, pid=a.pid, start=facts.start, cgroup=str(self.group.path), to=dataclasses.asdict(self.dest.node))
         await a.open_externals(facts)
         # of the tree only the root keeps its memory at home; its descendants end when they have moved
-        await self.choose_carrier(a.node, {a.pid: a.pid}, procfs.tree(a.pid))
+        record_locks = bool(home_locks.scan(procfs.tree(a.pid))[1])
+        await self.choose_carrier(a.node, lambda: {a.pid: a.pid}, record_locks=record_locks)
         request = await a.prepare_request(self.mid, 1, "remote")
         await self.prepare(request | {"facts": dataclasses.asdict(facts)})
         await a.board.wait_for(1, [e.id for e in facts.externals])

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 class HostSource(SourceBase):
     """The actions of one move of ``keeper``'s guest to ``dest``; ``request`` is the agent's part of the prepare message."""
 
-    def __init__(self, keeper: Keeper, dest: Destination, request: dict[str, Any], mode: str = "auto") -> None:
+    def __init__(self, keeper: Keeper, dest: Destination, request: dict[str, Any], memory: tuple[str, int] = ("auto", 0)) -> None:
         assert keeper.house is not None and keeper.guest is not None
         super().__init__(str(request["mid"]), dest, keeper.house.cell.guest_cgroup, keeper.facts, keeper.guest.pid)
         self.keeper, self.request = keeper, request
-        self.wanted_mode = mode
+        self.wanted = memory
         self.house, self.proxies = keeper.house, keeper.proxies
         self.rest: dict[int, bytes] = {}
 
@@ -102,11 +102,25 @@ class HostSource(SourceBase):
             now, pid=then.pid, start=then.start, boot=then.boot, hostname=then.hostname, ppid=then.ppid, shared_files=then.shared_files,
             cpu_s=self.keeper.row.cpu_s,
         )  # fmt: skip
-        members = self.group.procs()
-        await self.choose_carrier(self.keeper.node, {p: procfs.status(p).nspid[-1] for p in members}, members)
+        await self.choose_carrier(self.keeper.node, self._numbers, record_locks=await self._record_locks())
         me = pidfd.identity(os.getpid())
         self.journal.write(BEGIN, pid=self.pid, keeper=me.pid, keeper_start=me.start, to=dataclasses.asdict(self.dest.node))
         await self.prepare(self.request | {"facts": dataclasses.asdict(self.facts)}, self.house.cell.init_pid)
+
+    def _numbers(self) -> dict[int, int]:
+        """The members as this node sees them, to their numbers in the cell."""
+        out = {}
+        for p in self.group.procs():
+            with contextlib.suppress(ProcessLookupError):
+                out[p] = procfs.status(p).nspid[-1]
+        return out
+
+    async def _record_locks(self) -> bool:
+        """Whether it holds locks of fcntl(2): on another node its file server at home knows, at home the kernel."""
+        if self.keeper.mode != "remote":
+            return bool(home_locks.scan(self.group.procs())[1])
+        held = (await self.keeper.ask_agent("locks", "locks")).get("locks", [])
+        return any(lock["kind"] != "flock" for lock in held)
 
     def _orphans(self) -> list[int]:
         """Numbers, as the guest sees them, of processes in its cell that do not descend from it."""

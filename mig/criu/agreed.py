@@ -13,8 +13,8 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +51,26 @@ _WRITES = os.O_WRONLY | os.O_RDWR
 class Agreement:
     """What was said when the move was admitted.
 
-    ``root_allowed``: this node lets root's processes in, and with them any user and privilege.  ``may_open``: None in a cell whose files
-    are home's, served by home; at home, whether the guest may have this path open with these flags.
+    ``root_allowed``: this node lets root's processes in, and with them any user and privilege.
     """
 
     uids: frozenset[int]
     gids: frozenset[int]
     pids: frozenset[int]
     root_allowed: bool = False
-    may_open: Callable[[str, int], bool] | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, facts: ProcessFacts, *, root_allowed: bool, may_open: Callable[[str, int], bool] | None = None) -> Agreement:
+    def of(cls, facts: ProcessFacts, *, root_allowed: bool) -> Agreement:
         """The agreement that the facts of an admitted request are."""
         return cls(
             frozenset({facts.uid, *facts.uids}), frozenset({facts.gid, *facts.gids}), frozenset({facts.pid, *facts.tree, *facts.tids}),
-            root_allowed, may_open,
+            root_allowed,
         )  # fmt: skip
 
 
 def warm_up() -> None:
     """Load what :func:`objections` needs, before somebody stands frozen."""
-    for name in ("core", "fdinfo", "mm", "pstree", "inventory", "tty", "ghost_file", "remap_file_path", "memfd"):
+    for name in ("core", "fdinfo", "mm", "pstree", "inventory", "tty", "ghost_file", "memfd"):
         layout.image(name)
 
 
@@ -177,13 +175,13 @@ class _Look:
 
     def _files(self, exes: set[int], pids: set[int]) -> None:
         kinds = {v: k for k, v in layout.image("fdinfo").fd_types.items()}
-        remapped = self._remapped()
         for e in self._entries("files", "fdinfo", "file_entry"):
             kind = kinds.get(e.type, str(e.type))
             if kind not in _FILES:
                 self._no(f"an open file of kind {kind}")
             elif kind == "REG":
-                self._path(e.reg, e.reg.id in remapped, pids)
+                if why := _foreign(e.reg.name, e.reg.flags, pids):
+                    self._no(f"{e.reg.name}: {why}")
                 if e.reg.id in exes and e.reg.mode & _SET_ID:
                     self._no(f"it executes {e.reg.name}, which is set-user-id or set-group-id")
             elif kind == "UNIXSK" and e.usk.name.strip(b"\0"):
@@ -196,19 +194,6 @@ class _Look:
         """Who gets the signals of a descriptor; the kernel checks them with these ids."""
         if fown.pid and not self.agreed.root_allowed and not {fown.uid, fown.euid} <= self.agreed.uids:
             self._no(f"signals of a descriptor in the name of user {fown.uid}")
-
-    def _path(self, f: Any, remapped: bool, pids: set[int]) -> None:
-        if why := _foreign(f.name, f.flags, pids):
-            self._no(f"{f.name}: {why}")
-        elif self.agreed.root_allowed or self.agreed.may_open is None or remapped:
-            return
-        elif not self.agreed.may_open(f.name, f.flags):
-            self._no(f"{f.name}: the guest may not open this file")
-
-    def _remapped(self) -> set[int]:
-        if not (self.img / "remap-fpath.img").exists():
-            return set()
-        return {e.orig_id for e in self._entries("remap-fpath", "remap_file_path", "remap_file_path_entry")}
 
     def _ghost(self, name: str) -> None:
         """A deleted file: CRIU makes it anew, as root, with the mode that the image says."""
@@ -239,8 +224,8 @@ class _Look:
 def _foreign(name: str, flags: int, pids: set[int]) -> str:
     """Why a path leads to something of this node instead of to home's files; "" when it does not.
 
-    On a host only /dev, /proc and /.cell are this node's own (mig.cell.mounts).  What home's files hold, links included, is home's doing:
-    a link into /proc leads to what the cell's /proc shows, from which the dangerous files are hidden.
+    On a host only /dev, /proc and /.cell are this node's own (mig.cell.mounts).  A link among home's files may lead into /proc without
+    being seen here: that is why the cell's /proc does not show what is dangerous to open as root.
     """
     parts = name.split("/")
     if not name.startswith("/") or ".." in parts or "\0" in name:

@@ -19,6 +19,7 @@ from mig.errors import MigError
 from mig.homefs import protocol as p
 from mig.homefs import pump
 from mig.kernel import libc
+from mig.trust import links
 
 FUSE_DEV_IOC_CLONE = 0x8004E500
 CHANNELS = 2
@@ -81,6 +82,7 @@ class FuseMount:
     def __init__(self, mountpoint: str | os.PathLike[str], connections: Sequence[socket.socket], notify: socket.socket) -> None:
         self.mountpoint = os.fspath(mountpoint)
         self.pids: list[int] = []
+        self._carried: list[int] = []
         self.down = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         devices: list[int] = []
         mounted = False
@@ -97,7 +99,10 @@ class FuseMount:
                 fcntl.ioctl(clone, FUSE_DEV_IOC_CLONE, devices[0].to_bytes(4, "little"))
             self.pids.append(pump.spawn(devices[0], notify, self.down, notifications=True))
             for device, connection in zip(devices, connections, strict=True):
-                self.pids.append(pump.spawn(device, connection, self.down))
+                if connection.family == socket.AF_UNIX:  # our end of an encrypted connection: no process more than its relay is needed
+                    self._carried.append(links.carry_fuse(connection, device, self.down))
+                else:
+                    self.pids.append(pump.spawn(device, connection, self.down))
         except (OSError, EOFError) as e:
             if mounted:
                 libc.umount2(self.mountpoint, libc.MNT_DETACH)
@@ -113,6 +118,9 @@ class FuseMount:
 
     def abort(self) -> None:
         """End the pumps, so that every access to the mount fails from now on; the mount itself stays.  Idempotent."""
+        for number in self._carried:
+            links.end(number)
+        self._carried = []
         for pid in self.pids:
             try:
                 os.kill(pid, signal.SIGKILL)

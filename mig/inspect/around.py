@@ -32,7 +32,7 @@ class Around:
 
     def _want(self, m: Member) -> None:
         for f in m.files:
-            if f.target.startswith("pipe:") or stat.S_ISFIFO(f.mode) or f.target.startswith("/memfd:"):
+            if deleted(f) or f.target.startswith("pipe:") or stat.S_ISFIFO(f.mode) or f.target.startswith("/memfd:"):
                 self._by_name[f.target] = f
             elif f.socket is not None:
                 self._by_name[f.target] = f
@@ -107,6 +107,11 @@ class Around:
                         self.mapped.setdefault((v.dev, v.ino), []).append(Holder(pid, procfs.comm(pid)))
             except OSError:
                 continue  # it ended, or is not ours to look at
+
+
+def deleted(f: OpenFile) -> bool:
+    """A regular file without a name: elsewhere only a copy of it can be opened."""
+    return stat.S_ISREG(f.mode) and f.target.endswith(" (deleted)") and not f.target.startswith("/memfd:")
 
 
 def used_in_turns(f: OpenFile) -> bool:

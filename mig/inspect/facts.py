@@ -22,6 +22,10 @@ from mig.model import External, ProcessFacts, SharedFile
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+_LOOKS = 8
+"""Looks at a tree that forks all the time, and about which something is found, before that is believed."""
+
+
 def gather(pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None = None, ignore: Collection[int] = ()) -> ProcessFacts:
     """The facts of ``pid`` and its descendants, with every reason against a move.
 
@@ -34,7 +38,15 @@ def gather(pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None 
 
     Raises ``ProcessLookupError`` when there is no such process.
     """
-    known = known_pipes or {}
+    for _ in range(_LOOKS):
+        before = procfs.tree(pid)
+        facts = _look(pid, guest, known_pipes or {}, ignore)
+        if not facts.reasons or procfs.tree(pid) == before:
+            break  # else a child that was born in between passed for a stranger
+    return facts
+
+
+def _look(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]) -> ProcessFacts:
     scene, seen = _scene(pid, guest, known, ignore)
     outer, status = list(seen), list(seen.values())
     externals = [*_pipes(scene, known), *_terminal(scene, outer, known)]

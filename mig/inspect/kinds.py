@@ -180,6 +180,11 @@ KINDS: dict[str, Kind] = {
         "start it again, or put the file back under its name",
         "A deleted file has no name under which another node could open it, so its content must travel inside the image.",
     ),
+    "shared-deleted": Kind(
+        "{who} uses the deleted file {what} ({fd}), which {other} has open too and would not see what is written elsewhere",
+        "let its output go to a pipe or to a file with a name (GNU parallel: -u, or --results DIR)",
+        "A deleted file has no name under which another node could open it: a guest would get a copy of its own.",
+    ),
     "proc-file": Kind(
         "{who} has {what} open ({fd}), a file of a process outside of its tree",
         "close it, or run it at home",

@@ -183,6 +183,8 @@ def _file(scene: Scene, m: Member, f: OpenFile) -> Iterator[Obstacle]:
         yield Obstacle("named-memory", m, f.target, fd=f.fd)
     elif gone and stat.S_ISREG(f.mode) and f.disk > GHOST_LIMIT:
         yield Obstacle("ghost", m, f.target.removesuffix(" (deleted)"), str(f.disk >> 20), f.fd)
+    elif gone and stat.S_ISREG(f.mode) and (others := scene.held.get(f.target)):
+        yield Obstacle("shared-deleted", m, f.target.removesuffix(" (deleted)"), _named(others), f.fd)
 
 
 def _pipe(scene: Scene, m: Member, f: OpenFile, others: list[Holder]) -> Iterator[Obstacle]:

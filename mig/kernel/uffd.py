@@ -11,7 +11,7 @@ from dataclasses import dataclass
 PAGE = 4096
 UFFD_API = 0xAA
 UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
-UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE = 0x8010AA02, 0xC028AA03, 0xC020AA04
+UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_CONTINUE = 0x8010AA02, 0xC028AA03, 0xC020AA04, 0xC020AA07
 
 UFFD_FEATURE_PAGEFAULT_FLAG_WP = 1 << 0
 UFFD_FEATURE_EVENT_FORK = 1 << 1
@@ -82,6 +82,26 @@ def unregister(fd: int, start: int, length: int) -> bool:
     return bool(_libc.ioctl(fd, UFFDIO_UNREGISTER, ctypes.byref(_Pair(start, length))) == 0)
 
 
+def _probe(fd: int, addr: int) -> int:
+    request = (ctypes.c_uint64 * 4)(addr, PAGE, 0, 0)
+    if _libc.ioctl(fd, UFFDIO_CONTINUE, ctypes.byref(request)) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def changing(fd: int) -> bool:
+    """Whether a call of the process that changes its address space has not told of itself yet: no page can be placed now."""
+    return _probe(fd, PAGE) == errno.EAGAIN
+
+
+def registered(fd: int, addr: int) -> bool:
+    """Whether private memory that is registered lies at this address.
+
+    UFFDIO_CONTINUE is for shared memory: for private memory it does nothing and says EINVAL, ENOENT where nothing is registered.
+    """
+    return _probe(fd, addr) == errno.EINVAL
+
+
 def parse(messages: bytes | bytearray | memoryview) -> list[Event]:
     """The events in what a read gave."""
     out = []
@@ -97,6 +117,13 @@ def parse(messages: bytes | bytearray | memoryview) -> list[Event]:
         elif kind in (EVENT_REMOVE, EVENT_UNMAP):
             out.append(Event(kind, *struct.unpack_from("<QQ", messages, at + 8)))
     return out
+
+
+def message(e: Event) -> bytes:
+    """An event (no fault) as the kernel would write it."""
+    if e.kind == EVENT_FORK:
+        return struct.pack("<B7xI", e.kind, e.a).ljust(MESSAGE, b"\0")
+    return struct.pack("<B7xQQQ", e.kind, e.a, e.b, e.n)
 
 
 def read(fd: int, limit: int = 16) -> list[Event]:

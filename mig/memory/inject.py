@@ -75,21 +75,21 @@ def track(wanted: dict[int, Ranges]) -> dict[int, tuple[int, Ranges] | str]:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def _patience(seconds: float) -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> None:
         raise TimeoutError("it does not come to a stop")
 
     signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _stop_all(pid: int, threads: dict[int, Tracee]) -> None:
+def _stop_all(pid: int, threads: dict[int, Tracee], patience: float = PATIENCE) -> None:
     """Bring every thread to a stop, those born meanwhile too.  Raises ``TimeoutError``, ``OSError``."""
-    with _patience():
+    with _patience(patience):
         while new := [t for t in procfs.threads(pid) if t not in threads]:
             for tid in new:
                 try:

@@ -29,6 +29,10 @@ SAMPLE_EVERY = 64
 """Chunks between two trials of the codecs not in use, so that what was measured stays true of the memory that is sent now."""
 NEWS = 0.2
 """Weight of a new measurement in the running means."""
+WINDOW = 1 << 20
+"""Bytes over which the link's rate is taken: much more than what the kernel's buffers swallow at once."""
+HELD_UP = 0.3
+"""Part of a window that we have to wait in for the link to be what is slow."""
 
 
 _Buffer = bytes | bytearray | memoryview
@@ -109,18 +113,35 @@ class Measured:
 class Chooser:
     """Which codec for the next chunk.  Pure: it is told what was measured."""
 
-    def __init__(self, *, free_core: bool) -> None:
-        """``free_core``: packing does not take time from sending (another core idles)."""
+    def __init__(self, *, free_core: bool, limit: float = 0.0) -> None:
+        """``free_core``: packing does not take time from sending (another core idles).  ``limit``: bytes a second allowed, 0 for all."""
         self.free_core = free_core
-        self.link = 0.0
+        self.limit = limit
+        self.link = limit
         """Bytes a second that the link takes; 0 while not known."""
         self.codecs = {Codec.LZ4: Measured(1e9, 2.0), Codec.ZSTD: Measured(5e8, 3.0)}
         self._chunks = 0
+        self._bytes, self._waited, self._since = 0, 0.0, -1.0
 
-    def sent(self, size: int, seconds: float) -> None:
-        """``size`` bytes were put on the wire, which kept us waiting for ``seconds``."""
-        rate = size / max(seconds, 1e-9)
-        self.link = rate if not self.link else self.link + NEWS * (rate - self.link)
+    def sent(self, size: int, waited: float, now: float) -> None:
+        """``size`` bytes were put on the wire at ``now``, which kept us waiting for ``waited`` seconds.
+
+        A window in which we waited shows the link's rate.  In one without, the link was not what held us up: it can do that and more.
+        """
+        if self._since < 0:
+            self._since = now - waited
+        self._bytes += size
+        self._waited += waited
+        took = now - self._since
+        if self._bytes < WINDOW or took <= 0:
+            return
+        rate = self._bytes / took
+        if self._waited < HELD_UP * took:
+            rate = max(rate, self.link)
+        self.link += (0.5 if self.link else 1.0) * (rate - self.link)
+        if self.limit:
+            self.link = min(self.link, self.limit)
+        self._bytes, self._waited, self._since = 0, 0.0, now
 
     def cost(self, codec: Codec) -> float:
         """Seconds for a byte of memory in this codec."""

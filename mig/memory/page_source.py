@@ -40,7 +40,8 @@ class PageSource:
         self.port = int(self._listener.getsockname()[1])
         self._layout: dict[str, Any] | None = None
         self._saved: dict[int, dict[int, bytes]] = {}
-        self._fds: list[int] = []
+        self._fds: dict[int, tuple[int, int]] = {}  # mem and pagemap by index
+        self._places: dict[int, int] = {}  # index by pid
         self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._all: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._restarts = 0
@@ -87,6 +88,7 @@ class PageSource:
             if not self._all.done():
                 self._all.set_exception(SourceLost("the page source ended"))
             return
+        sock.close()
         self._start()
         await self._send_layout()
 
@@ -108,17 +110,22 @@ class PageSource:
         """Pre-copy (index, pid, ranges); returns rounds, wire, bytes.  Raises :class:`SourceLost`."""
         return await self._ask(op="rounds", processes=processes, limit_bps=limit_bps, max_rounds=max_rounds)
 
-    def open(self, pids: list[int]) -> None:
-        """The processes stand frozen: hold on to their address spaces, whatever becomes of them."""
-        for pid in pids:
-            for name in ("mem", "pagemap"):
-                self._fds.append(os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+    def open(self, pids: list[int]) -> dict[int, int]:
+        """The processes stand frozen: hold on to their address spaces, whatever becomes of them.  Returns the index of each that lives."""
+        for index, pid in enumerate(pids):
+            try:
+                mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+                self._fds[index] = (mem, os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC))
+                self._places[pid] = index
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # ended meanwhile
+        return dict(self._places)
 
-    async def layout(self, processes: list[tuple[int, Ranges]]) -> None:
-        """What is hidden of the processes given to :meth:`open`, in that order, as (pid, ranges); from now on it is served."""
+    async def layout(self, hidden: dict[int, Ranges]) -> None:
+        """What is hidden of each process given to :meth:`open`; from now on it is served."""
         self._layout = {
-            "processes": [(i, ranges) for i, (_, ranges) in enumerate(processes)],
-            "pids": [(i, pid) for i, (pid, _) in enumerate(processes)],
+            "processes": [(self._places[pid], ranges) for pid, ranges in hidden.items()],
+            "pids": [(self._places[pid], pid) for pid in hidden],
         }
         await self._send_layout()
 
@@ -126,13 +133,14 @@ class PageSource:
         assert self._layout is not None
         saved = {i: list(pages.items()) for i, pages in self._saved.items()}
         await wire.asend(self._sock, op="layout", saved=saved, **self._layout)
-        for at in range(0, len(self._fds), 32):
-            socket.send_fds(self._sock, [b"x"], self._fds[at : at + 32])
+        fds = [fd for index, _ in self._layout["processes"] for fd in self._fds[index]]
+        for at in range(0, len(fds), 32):
+            socket.send_fds(self._sock, [b"x"], fds[at : at + 32])
         await self._answer()
 
     def read(self, index: int, addr: int, length: int) -> bytes:
         """Memory of one of the processes given to :meth:`open`; raises ``OSError``."""
-        return os.pread(self._fds[2 * index], length, addr)
+        return os.pread(self._fds[index][0], length, addr)
 
     async def save(self, index: int, pages: dict[int, bytes]) -> None:
         """These pages are served with these contents, whatever happens to them in the memory."""
@@ -153,8 +161,9 @@ class PageSource:
         self._process.kill()
         self._process.wait()
         self._listener.close()
-        for fd in self._fds:
-            os.close(fd)
+        for pair in self._fds.values():
+            for fd in pair:
+                os.close(fd)
         self._fds.clear()
         if self._all.done() and not self._all.cancelled():
             self._all.exception()  # nobody may have asked

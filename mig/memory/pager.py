@@ -9,6 +9,7 @@ is a page that never held anything, or was discarded: it reads as zero.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -23,9 +24,11 @@ from collections.abc import Callable
 from typing import Any
 
 from mig import wire
-from mig.kernel import uffd
-from mig.memory import frames
-from mig.memory.frames import PAGE, Kind
+from mig.kernel import libc, uffd
+from mig.memory import frames, order
+from mig.memory.eventlog import Closed, EventLog, Note, Opened, Told
+from mig.memory.frames import MAX_PAYLOAD, PAGE, RAW_LENGTH, Codec, Kind
+from mig.memory.packing import PackingError, Unpacker
 from mig.memory.ranges import Spaces, join
 from mig.memory.store import PageStore
 from mig.memory.stream import Frame, Stream
@@ -36,6 +39,10 @@ FIN = 0x52535446
 """CRIU's last word on its socket: every process has handed over its userfaultfd."""
 FEED = 256 << 10
 """Bytes that are taken from the page store at a time, between two looks for faults."""
+_NO_MEMORY = 0.1
+_LOWEST, _HIGHEST = 1 << 16, (1 << 47) - PAGE
+_PATIENCE = 0.5
+"""Seconds to wait for the calls under way in a guest to have told of themselves; a frozen guest's do not."""
 _RETRY = 0.0003
 """Seconds to wait when the kernel says EAGAIN and has no event: the thread whose call is under way has to run first."""
 
@@ -43,13 +50,15 @@ _RETRY = 0.0003
 class Pager:
     """One guest's pager.  ``say`` tells the keeper; ``connect`` begins to make the connections to the source again."""
 
-    def __init__(self, listener: socket.socket, say: Callable[..., None], reconnect: Callable[[], None]) -> None:
+    def __init__(self, listener: socket.socket | None, say: Callable[..., None], reconnect: Callable[[], None], log: EventLog) -> None:
         self.listener, self.say, self.reconnect = listener, say, reconnect
+        self.log = log
         self.criu: socket.socket | None = None
         self.demand: Stream | None = None
         self.push: Stream | None = None
         self.poll = select.epoll()
-        self.poll.register(listener, select.EPOLLIN)
+        if listener is not None:
+            self.poll.register(listener, select.EPOLLIN)
         self.process_of: dict[int, int] = {}  # pid in the images -> index
         self.ranges: dict[int, list[tuple[int, int]]] = {}
         self.spaces: dict[int, Spaces] = {}  # by index
@@ -62,6 +71,10 @@ class Pager:
         self.over = False
         self.counts = {"faults": 0, "demanded": 0, "zeros": 0, "bytes": 0, "stored": 0}
         self.latencies: list[float] = []
+        self._closed_before = -1
+        self._unpacker = Unpacker()
+        room = mmap.mmap(-1, MAX_PAYLOAD)
+        self._packed, self._packed_address = memoryview(room), ctypes.addressof(ctypes.c_char.from_buffer(room))
         self._page = mmap.mmap(-1, FEED)
         self._page_address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
 
@@ -69,7 +82,7 @@ class Pager:
 
     def step(self, fds: list[int]) -> None:
         """Serve what is ready."""
-        if self.listener.fileno() in fds:
+        if self.listener is not None and self.listener.fileno() in fds:
             self.criu, _ = self.listener.accept()
             self.poll.register(self.criu, select.EPOLLIN)
         if self.criu is not None and self.criu.fileno() in fds:
@@ -93,9 +106,9 @@ class Pager:
 
     # -- CRIU ------------------------------------------------------------------------------------------------------------------
 
-    def layout(self, processes: list[tuple[int, list[tuple[int, int]]]]) -> None:
-        """What the images do not hold, by pid in the images; the index is the place in the list.  Before the restore begins."""
-        for index, (pid, ranges) in enumerate(processes):
+    def layout(self, processes: list[tuple[int, int, list[tuple[int, int]]]]) -> None:
+        """What the images do not hold: index, pid in the images, ranges.  Before the restore begins."""
+        for index, pid, ranges in processes:
             self.process_of[pid] = index
             self.ranges[index] = ranges
             self.spaces[index] = Spaces()
@@ -114,9 +127,46 @@ class Pager:
             _, fds, _, _ = socket.recv_fds(s, 1, 1)
             self._adopt(fds[0], self.process_of.get(pid, -1))
 
+    def take_over(self, guardian: int, old: EventLog) -> None:
+        """Go on where a pager died: its descriptors are the guardian's, and ``old`` tells what it had learnt."""
+        notes = list(old.replay())
+        ours: dict[int, int] = {}  # by number there
+        for at, note in enumerate(notes):
+            match note:
+                case Opened(fd, index):
+                    ours[fd] = self._take_over_one(guardian, fd, index, notes[at:])
+                    self.spaces.setdefault(index, Spaces()).open(ours[fd], self.ranges.get(index, ()))
+                case Closed(fd):
+                    space = ours.pop(fd)
+                    self.spaces[self.owner.pop(space)].close(space)
+                case Told(fd, event):
+                    if event.kind == uffd.EVENT_FORK:
+                        child = self._take_over_one(guardian, event.a, self.owner[ours[fd]], notes[at:], noted=False)
+                        ours[event.a] = child
+                        event = uffd.Event(event.kind, child)
+                    if ours[fd] >= 0 and (event.kind != uffd.EVENT_FORK or event.a >= 0):
+                        self.log.told(ours[fd], event)
+                    self._heard(ours[fd], event)
+        for fd in ours.values():
+            self.poll.register(fd, select.EPOLLIN)
+            uffd.wake(fd, _LOWEST, _HIGHEST - _LOWEST)  # who waits for the dead pager's answer asks again
+
+    def _take_over_one(self, guardian: int, fd: int, index: int, later: list[Note], *, noted: bool = True) -> int:
+        """Our duplicate of a descriptor of the guardian's; a number below 0 for one that was closed in the meantime."""
+        if any(isinstance(n, Closed) and n.fd == fd for n in later):
+            self._closed_before -= 1
+            space = self._closed_before
+        else:
+            space = libc.pidfd_getfd(guardian, fd)
+            if noted:
+                self.log.opened(space, index)
+        self.owner[space] = index
+        return space
+
     def _adopt(self, fd: int, index: int) -> None:
         os.set_inheritable(fd, False)
         os.set_blocking(fd, False)
+        self.log.opened(fd, index)
         spaces = self.spaces.setdefault(index, Spaces())
         spaces.open(fd, self.ranges.get(index, ()))
         self.owner[fd] = index
@@ -127,25 +177,48 @@ class Pager:
     def _drain(self, fd: int) -> bool:
         """Read what the kernel tells of one address space; events count at once, faults wait until all of them are read."""
         try:
-            events = uffd.read(fd, 64)
+            events = self.log.read(fd)
         except OSError as e:
             log.info("userfaultfd %d: %s", fd, e)
             return False
-        index = self.owner[fd]
-        spaces = self.spaces[index]
-        for event in events:
-            match event.kind:
-                case uffd.EVENT_PAGEFAULT:
-                    self.faults.append((fd, event.a))
-                case uffd.EVENT_REMOVE | uffd.EVENT_UNMAP:
-                    spaces.remove(fd, event.a, event.b)
-                case uffd.EVENT_REMAP:
-                    spaces.remap(fd, event.a, event.b, event.n)
-                case uffd.EVENT_FORK:
-                    spaces.fork(fd, event.a)
-                    self.owner[event.a] = index
-                    self.poll.register(event.a, select.EPOLLIN)
+        if any(e.kind != uffd.EVENT_PAGEFAULT for e in events):
+            self._heard_all(fd, events)
+        else:
+            for event in events:
+                self._heard(fd, event)
         return bool(events)
+
+    def _heard_all(self, fd: int, events: list[uffd.Event]) -> None:
+        """Events and faults: when no call is under way any more they are complete, and put into the order in which they happened."""
+        index, began = self.owner[fd], time.monotonic()
+        while uffd.changing(fd) and time.monotonic() - began < _PATIENCE:  # no page can be placed anyway
+            try:
+                more = self.log.read(fd)
+            except OSError:
+                break
+            events += more
+            if not more:
+                time.sleep(_RETRY)
+        for event in events:
+            if event.kind == uffd.EVENT_FORK:
+                self.owner[event.a] = index
+                self.poll.register(event.a, select.EPOLLIN)
+        told = [e for e in events if e.kind != uffd.EVENT_PAGEFAULT]
+        missing = self.spaces[index].missing[fd]
+        for event in [*order.settle(missing, fd, told, uffd.registered), *(e for e in events if e.kind == uffd.EVENT_PAGEFAULT)]:
+            self._heard(fd, event)
+
+    def _heard(self, fd: int, event: uffd.Event) -> None:
+        spaces = self.spaces[self.owner[fd]]
+        match event.kind:
+            case uffd.EVENT_PAGEFAULT:
+                self.faults.append((fd, event.a))
+            case uffd.EVENT_REMOVE | uffd.EVENT_UNMAP:
+                spaces.remove(fd, event.a, event.b)
+            case uffd.EVENT_REMAP:
+                spaces.remap(fd, event.a, event.b, event.n)
+            case uffd.EVENT_FORK:
+                spaces.fork(fd, event.a)
 
     def _serve_faults(self) -> None:
         while self.faults:
@@ -186,15 +259,20 @@ class Pager:
         spaces = self.spaces.get(index)
         if spaces is None:
             raise wire.WireError(f"pages of process {index}, which we do not have")
+        single = False
         while places := spaces.places(source, source + length):
             p = places[0]
-            done, e = uffd.copy(p.space, p.start, where + p.source - source, p.end - p.start)
+            done, e = uffd.copy(p.space, p.start, where + p.source - source, PAGE if single else p.end - p.start)
             if done:
                 spaces.arrived(p.space, p.start, p.start + done)
-            at = p.start + done
+            at, single = p.start + done, False
             if e == errno.EAGAIN:
                 if not done:
                     self._retry(p.space)
+            elif e == errno.ENOENT and (uffd.changing(p.space) or self._drain(p.space)):
+                self._retry(p.space)  # the kernel looks for the area first: it may have been moved away just now, and that is not read yet
+            elif e == errno.ENOENT and p.end - p.start > PAGE:
+                single = True  # it takes one area at a time, and there may be several
             elif e in (errno.EEXIST, errno.ENOENT):
                 spaces.arrived(p.space, at, at + PAGE)
                 uffd.wake(p.space, at, PAGE)
@@ -208,7 +286,9 @@ class Pager:
         index = self.owner.pop(fd, None)
         if index is not None:
             self.spaces[index].close(fd)
-            self.poll.unregister(fd)
+            self.log.closed(fd)
+            with contextlib.suppress(FileNotFoundError):
+                self.poll.unregister(fd)
             os.close(fd)
 
     # -- the source ------------------------------------------------------------------------------------------------------------
@@ -225,11 +305,11 @@ class Pager:
         for index, source in self.asked:
             self._request(index, source)
 
-    def start_push(self) -> None:
-        """The guest runs: everything is wanted."""
+    def start_push(self, *, again: bool = False) -> None:
+        """The guest runs: everything is wanted.  ``again``: by a pager that took over, so the source is told what that is."""
         self.pushing = True
         if self.push is not None:
-            self._tell(self.push.sock, op="push", missing=None)
+            self._tell(self.push.sock, op="push", missing=self._missing() if again else None)
 
     def _missing(self) -> list[tuple[int, int, int]]:
         """What has to be sent again to a source that has forgotten; pages in the store are here."""
@@ -287,6 +367,8 @@ class Pager:
         self.reconnect()
 
     def _frame(self, f: Frame) -> None:
+        if f.codec is not Codec.RAW and f.kind in (Kind.DATA, Kind.STORE):
+            f = self._unpack(f)
         match f.kind:
             case Kind.DATA:
                 self.counts["bytes"] += f.length
@@ -304,6 +386,16 @@ class Pager:
                 self.store.mark(f.process, f.addr, f.addr + f.length * PAGE)
             case Kind.ALL:
                 self.complete = True
+
+    def _unpack(self, f: Frame) -> Frame:
+        length = RAW_LENGTH.unpack_from(f.payload)[0] if f.length >= RAW_LENGTH.size else MAX_PAYLOAD + 1
+        if length > MAX_PAYLOAD or length % PAGE:
+            raise wire.WireError(f"a frame of {length} bytes")
+        try:
+            self._packed[:length] = self._unpacker.unpack(f.payload[RAW_LENGTH.size :], f.codec, length)
+        except PackingError as e:
+            raise wire.WireError(str(e)) from e
+        return f._replace(length=length, codec=Codec.RAW, where=self._packed_address, payload=self._packed[:length])
 
     def _are_zero(self, index: int, start: int, end: int) -> None:
         """Nothing is missing there any more: who waits there, or comes later, gets a zero page."""

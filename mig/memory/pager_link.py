@@ -16,20 +16,29 @@ from typing import Any
 
 from mig import wire
 from mig.errors import MigError
+from mig.kernel import libc, procfs
 from mig.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
 SOCKET = "lazy-pages.socket"
 """CRIU's name for it, in the directory of the images."""
+REPLACEMENTS = 20
+"""Pagers that may die before the guest is given up: one that dies again and again has a reason."""
 _START = 15.0
 
 
 class PagerLink:
     """One pager.  ``arrived`` is set when nothing is missing any more; ``missing``: bytes that are."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
-        self._process, self._sock = process, sock
+    def __init__(self, first: dict[str, Any]) -> None:
+        """Start the process; ``first``: what it is told first."""
+        self._first = first
+        self._log = -1
+        self._processes: list[Any] = []
+        self._pushing = False
+        self._replaced = 0
+        self._reader: asyncio.Future[None] | None = None
         self.arrived = asyncio.Event()
         self.missing = 0
         self.report: dict[str, Any] = {}
@@ -37,6 +46,7 @@ class PagerLink:
         self._laid_out: asyncio.Event = asyncio.Event()
         self._tasks = Tasks()
         self.guardian = 0
+        self._spawn()
 
     @classmethod
     def start(cls, source: dict[str, Any], images: Path, cell: Path) -> PagerLink:
@@ -44,31 +54,54 @@ class PagerLink:
 
         Raises :class:`MigError` when it is not; then the move can do without.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "mig.memory.pager_main", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-            )
-        link = cls(process, ours)
-        ours.settimeout(_START)
+        where = {"node": int(source["node"]), "addr": str(source["addr"]), "port": int(source["port"]), "token": bytes(source["token"])}
+        first = {"socket": str(images / SOCKET), "cell": str(cell), "keeper": os.getpid(), **where}
+        link = cls(first)
         try:
-            where = {"node": int(source["node"]), "addr": str(source["addr"]), "port": int(source["port"]), "token": bytes(source["token"])}
-            wire.send(ours, socket=str(images / SOCKET), cell=str(cell), keeper=os.getpid(), **where)
-            answer = wire.recv(ours)
-        except (OSError, EOFError, KeyError, ValueError) as e:
+            link._sock.settimeout(_START)
+            wire.send(link._sock, **first)
+            link._connected(wire.recv(link._sock))
+        except (OSError, EOFError) as e:
             link.close()
             raise MigError(f"the pager did not start: {e}") from e
-        if answer["op"] != "connected":
+        except MigError:
             link.close()
-            raise MigError(f"the page source cannot be reached: {answer.get('error')}")
-        link.guardian = int(answer["guardian"])
-        ours.setblocking(False)
+            raise
+        link._sock.setblocking(False)
         return link
+
+    def _spawn(self) -> None:
+        self._sock, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mig.memory.pager_main", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
+
+    def _connected(self, answer: dict[str, Any]) -> None:
+        if answer["op"] != "connected":
+            raise MigError(f"the page source cannot be reached: {answer.get('error')}")
+        self.guardian, self._log = int(answer["guardian"]), int(answer["log"])
+
+    async def _replace(self) -> None:
+        """Start another pager, which takes over from the guardian of the one that died.  Raises :class:`MigError`, ``OSError``."""
+        old = self.guardian
+        adopt = {"guardian": old, "log": self._log, "processes": self._processes, "pushing": self._pushing}
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        self._sock.close()
+        self._spawn()
+        self._sock.setblocking(False)
+        await wire.asend(self._sock, **self._first, adopt=adopt)
+        self._connected(await asyncio.wait_for(wire.arecv(self._sock), _START))
+        _end_guardian(old)  # the new one has every descriptor by now
+        log.warning("the pager died; another has taken over")
 
     async def layout(self, processes: list[Any], lost: Callable[[str], None], changed: Callable[[], None]) -> None:
         """Tell what will be missing; from now on ``lost`` is called, once, when it can never arrive, ``changed`` with news of it."""
-        self._tasks.spawn(self._read(lost, changed))
-        self._tasks.spawn(self._watch(lost))
+        self._processes = processes
+        self._reader = self._tasks.spawn(self._read(lost, changed))
+        self._tasks.spawn(self._watch(lost, changed))
         await wire.asend(self._sock, op="layout", processes=processes)
         await asyncio.wait_for(self._laid_out.wait(), 10)
 
@@ -78,6 +111,7 @@ class PagerLink:
 
     async def push(self) -> None:
         """The guest runs: all of its memory is wanted now."""
+        self._pushing = True
         await wire.asend(self._sock, op="push")
 
     async def _read(self, lost: Callable[[str], None], changed: Callable[[], None]) -> None:
@@ -93,6 +127,8 @@ class PagerLink:
                         self.missing = int(m["bytes"])
                         self.report["waiting"] = m["op"] == "waiting"
                         changed()
+                    case "guardian":
+                        self.guardian = int(m["pid"])
                     case "lost":
                         lost(str(m["why"]))
                     case "all":
@@ -102,22 +138,30 @@ class PagerLink:
                         self.arrived.set()
                         changed()
 
-    async def _watch(self, lost: Callable[[str], None]) -> None:
-        """A pager that dies with pages missing."""
-        loop = asyncio.get_running_loop()
-        fd = os.pidfd_open(self._process.pid)
-        try:
-            gone = loop.create_future()
-            loop.add_reader(fd, gone.set_result, None)
+    async def _watch(self, lost: Callable[[str], None], changed: Callable[[], None]) -> None:
+        """A pager that dies with pages missing is replaced, a guardian too; threads that need a page wait meanwhile."""
+        while True:
+            await _ended(self._process.pid)
+            held = _userfaultfds(self.guardian)  # at once: the guardian may die as well
             try:
-                await gone
+                await asyncio.sleep(0.02)  # its last words
+                if self.arrived.is_set():
+                    return
+                self._process.wait()
+                self._replaced += 1
+                if not held or not self._restored.is_set() or self._replaced > REPLACEMENTS:
+                    lost("its pager died while memory was missing")
+                    return
+                try:
+                    await self._replace()
+                except (MigError, OSError, EOFError, TimeoutError) as e:
+                    lost(f"its pager died, and no other could take over: {e or type(e).__name__}")
+                    await asyncio.sleep(60)  # the guest's end, until which nobody may read a page that has not come
+                    return
             finally:
-                loop.remove_reader(fd)
-        finally:
-            os.close(fd)
-        await asyncio.sleep(0.05)  # its last words
-        if not self.arrived.is_set():
-            lost("its pager died while memory was missing")
+                for fd in held:
+                    os.close(fd)
+            self._reader = self._tasks.spawn(self._read(lost, changed))
 
     async def end(self) -> None:
         """The guest has ended, or will never run: the source may forget its memory.  The cell must have been killed."""
@@ -136,7 +180,40 @@ class PagerLink:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self.guardian:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getpgid(self.guardian) == os.getpgid(0):
-                    os.kill(self.guardian, signal.SIGKILL)
+        _end_guardian(self.guardian)
+
+
+def _end_guardian(pid: int) -> None:
+    """End a guardian that has served; it is one of ours only while it bears the name."""
+    try:
+        if pid and procfs.comm(pid) == "mig-guardian":
+            os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _userfaultfds(guardian: int) -> list[int]:
+    """Duplicates of every userfaultfd that it holds; empty when it is gone."""
+    held = []
+    try:
+        for fd in os.listdir(f"/proc/{guardian}/fd"):
+            if "userfaultfd" in os.readlink(f"/proc/{guardian}/fd/{fd}"):
+                held.append(libc.pidfd_getfd(guardian, int(fd)))
+    except OSError:
+        pass  # it has just died: what we have is all
+    return held
+
+
+async def _ended(pid: int) -> None:
+    """Wait for the end of a child, which stays to be reaped."""
+    loop = asyncio.get_running_loop()
+    fd = os.pidfd_open(pid)
+    try:
+        gone = asyncio.Event()
+        loop.add_reader(fd, gone.set)
+        try:
+            await gone.wait()
+        finally:
+            loop.remove_reader(fd)
+    finally:
+        os.close(fd)

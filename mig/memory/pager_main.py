@@ -1,8 +1,11 @@
 """``python -m mig.memory.pager_main CONTROL``: the pager's process, started by the keeper before the cell.
 
 The first message on CONTROL says everything: ``socket`` (CRIU's lazy-pages.socket, made here), ``cell`` (its cgroup), ``keeper``, and of
-the source ``node`` (its id), ``addr``, ``port``, ``token``.  Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or
-``failed``, ``restored`` (every process has its userfaultfd), ``all``, ``waiting`` (the source does not answer), ``lost`` (it is gone).
+the source ``node`` (its id), ``addr``, ``port``, ``token``; one that takes over from a dead pager is told ``adopt``: the ``guardian``, the
+number there of the event ``log``, the ``processes`` of the layout, and whether the guest runs (``pushing``).
+
+Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its userfaultfd), ``all``,
+``waiting`` (the source does not answer), ``lost`` (it is gone).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 from mig import wire
 from mig.kernel import libc
 from mig.memory import guardian
+from mig.memory.eventlog import EventLog
 from mig.memory.pager import Pager
 from mig.trust import links
 
@@ -45,6 +49,10 @@ async def _connect(node: int, addr: str, port: int, token: bytes) -> tuple[socke
     return pair[0], pair[1]
 
 
+def _layout(processes: list[Any]) -> list[tuple[int, int, list[tuple[int, int]]]]:
+    return [(int(i), int(p), [(int(a), int(b)) for a, b in ranges]) for i, p, ranges in processes]
+
+
 class Process:
     """The pager, its connections and its messages."""
 
@@ -56,25 +64,49 @@ class Process:
 
     def run(self) -> None:
         """Serve until everything has arrived, or the keeper says that it is of no use any more."""
-        listener = socket.socket(socket.AF_UNIX)
+        adopt = self.start.get("adopt")
+        listener = None if adopt else socket.socket(socket.AF_UNIX)
+        events = EventLog()
+        pager = Pager(listener, self.say, self._reconnect, events)
         try:
             pair = self._first_pair()
-            listener.bind(str(self.start["socket"]))
-            listener.listen(1)
-            guard = guardian.start(int(self.start["keeper"]), Path(str(self.start["cell"])))
-        except (OSError, EOFError) as e:
+            if listener is not None:
+                listener.bind(str(self.start["socket"]))
+                listener.listen(1)
+            if adopt:
+                pager.layout(_layout(adopt["processes"]))
+                pager.take_over(int(adopt["guardian"]), EventLog(libc.pidfd_getfd(int(adopt["guardian"]), int(adopt["log"]))))
+            self._guard()
+        except (OSError, EOFError, KeyError) as e:
             self.say("failed", error=str(e) or type(e).__name__)
             return
-        pager = Pager(listener, self.say, self._reconnect)
         pager.connected(*pair)
-        self.say("connected", guardian=guard)
+        pager.poll.register(self.guard_fd, select.EPOLLIN)
+        self.say("connected", guardian=self.guard, log=events.fd)
+        if adopt and adopt["pushing"]:
+            pager.start_push(again=True)
         try:
             self._loop(pager)
-        except (OSError, EOFError, wire.WireError):
+        except (OSError, EOFError):
             log.exception("the pager fails; the guardian holds the guest's memory")
             os._exit(1)
-        os.kill(guard, signal.SIGKILL)
-        os.waitpid(guard, 0)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.guard_fd, signal.SIGKILL)
+
+    def _guard(self) -> None:
+        """Have a guardian, the first or another."""
+        self.guard = guardian.start(int(self.start["keeper"]), Path(str(self.start["cell"])))
+        self.guard_fd = os.pidfd_open(self.guard)
+
+    def _guard_again(self, pager: Pager) -> None:
+        """Ours died: another at once."""
+        pager.poll.unregister(self.guard_fd)
+        os.close(self.guard_fd)
+        os.waitpid(self.guard, 0)
+        self._guard()
+        pager.poll.register(self.guard_fd, select.EPOLLIN)
+        log.warning("the guardian died; %d is another", self.guard)
+        self.say("guardian", pid=self.guard)
 
     def _first_pair(self) -> tuple[socket.socket, socket.socket]:
         s = self.start
@@ -93,6 +125,8 @@ class Process:
             fds = [fd for fd, _ in pager.poll.poll(1.0 if pager.idle else 0)]
             if self.control.fileno() in fds and not self._obey(pager):
                 return
+            if self.guard_fd in fds:
+                self._guard_again(pager)
             if self.bell in fds:
                 os.read(self.bell, 64)
                 self._reconnected(pager)
@@ -110,7 +144,7 @@ class Process:
             return False
         match m["op"]:
             case "layout":
-                pager.layout([(int(p), [(int(a), int(b)) for a, b in ranges]) for p, ranges in m["processes"]])
+                pager.layout(_layout(m["processes"]))
                 self.say("laid-out")
             case "push":
                 pager.start_push()

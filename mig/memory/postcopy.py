@@ -6,7 +6,7 @@ With ``mode`` ``pre-copy`` pages are also sent before the freeze.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from mig.criu.dumper import DumpResult
@@ -16,15 +16,19 @@ from mig.memory.page_source import PageSource
 from mig.memory.precopy import MAX_ROUNDS
 from mig.model import NodeInfo
 
+Members = Callable[[], dict[int, int]]
+
 
 class PostCopy:
-    """One move's.  ``pids``: the processes whose memory is hidden, as this node sees them, to their numbers in the images."""
+    """One move's.  ``members``: gives the processes whose memory is hidden, as this node sees them, to their numbers in the images."""
 
-    def __init__(self, node: NodeInfo, pids: Mapping[int, int], *, mode: str = "post-copy", why: str = "", limit_bps: int = 0) -> None:
+    def __init__(self, node: NodeInfo, members: Members, *, mode: str = "post-copy", why: str = "", limit_bps: int = 0) -> None:
         self.mode, self.why = mode, why
-        self.node, self.pids, self.limit_bps = node, dict(pids), limit_bps
+        self.node, self.members, self.limit_bps = node, members, limit_bps
+        self.pids = members()
         self.source: PageSource | None = None
-        self.processes: list[tuple[int, list[tuple[int, int]]]] = []
+        self.places: dict[int, int] | None = None  # once frozen: index by pid
+        self.processes: list[tuple[int, int, list[tuple[int, int]]]] = []
         self.moved = Moved()
 
     async def prepare(self) -> dict[str, Any]:
@@ -36,42 +40,53 @@ class PostCopy:
         """Rounds of pages into the destination's store."""
         assert self.source is not None
         if self.mode == "pre-copy":
-            areas = await asyncio.gather(*(asyncio.to_thread(hide.read_areas, p) for p in self.pids))
-            processes = [
-                (i, p, [(a.mapping.start, a.mapping.end) for a in of if a.hidden])
-                for i, (p, of) in enumerate(zip(self.pids, areas, strict=True))
-            ]
+            ranges = await asyncio.gather(*(asyncio.to_thread(_hideable, p) for p in self.pids))
+            processes = [(i, p, r) for i, (p, r) in enumerate(zip(self.pids, ranges, strict=True)) if r]
             done = await self.source.rounds(processes, limit_bps=self.limit_bps, max_rounds=MAX_ROUNDS)
             self.moved = Moved(bytes=int(done["wire"]), rounds=int(done["rounds"]))
+            if not self.moved.rounds:
+                self.mode, self.why = "post-copy", str(done["why"])
         return self.moved
 
     async def frozen(self) -> None:
-        """Hold on to the address spaces."""
+        """Hold on to the address spaces: members that have ended meanwhile are left out, those born meanwhile are there."""
         assert self.source is not None
-        self.source.open(list(self.pids))
+        self.pids |= self.members()
+        self.places = self.source.open(list(self.pids))
 
     def dump_options(self) -> dict[str, Any]:
         """Hide these processes' memory."""
-        return {"mode": "hidden", "pids": list(self.pids.values())}
+        return {"mode": "hidden", "pids": [inside for pid, inside in self.pids.items() if self.places is None or pid in self.places]}
 
     async def dumped(self, result: DumpResult) -> None:
         """From now on it is served: the restore may touch pages already."""
         assert self.source is not None
         hidden = dict(result.hidden)
-        self.processes = [(inside, hidden[inside]) for inside in self.pids.values()]
-        await self.source.layout([(pid, hidden[inside]) for pid, inside in self.pids.items()])
+        assert self.places is not None
+        self.processes = [(index, self.pids[pid], hidden[self.pids[pid]]) for pid, index in self.places.items()]
+        await self.source.layout({pid: hidden[self.pids[pid]] for pid in self.places})
 
     def head(self) -> dict[str, Any]:
         """What the images lack."""
         return {"memory": self.processes}
 
     async def serve(self) -> Moved:
-        """Until the destination has everything.  Raises :class:`mig.memory.page_source.SourceLost`."""
+        """Until the destination has everything; returns what was sent after the freeze.
+
+        Raises :class:`mig.memory.page_source.SourceLost`.
+        """
         assert self.source is not None
         done = await self.source.all()
-        return Moved(bytes=self.moved.bytes + int(done["bytes"]), rounds=self.moved.rounds)
+        return Moved(bytes=int(done["bytes"]))
 
     async def close(self) -> None:
         """End the page source."""
         if self.source is not None:
             self.source.close()
+
+
+def _hideable(pid: int) -> list[tuple[int, int]]:
+    try:
+        return [(a.mapping.start, a.mapping.end) for a in hide.read_areas(pid) if a.hidden]
+    except ProcessLookupError:
+        return []

@@ -23,8 +23,9 @@ from typing import Any
 from mig import wire
 from mig.kernel import libc, pagemap
 from mig.memory import frames, precopy
-from mig.memory.frames import CHUNK, PAGE, Kind, Range
+from mig.memory.frames import PAGE, Kind, Range
 from mig.memory.ranges import subtract
+from mig.memory.sender import Sender
 from mig.memory.todo import Todo
 from mig.trust import links
 
@@ -76,7 +77,11 @@ class PageSource:
         self.todo = Todo(())
         self.lock = threading.Lock()
         self.ready = threading.Event()
+        self.marked = threading.Event()
+        self.current: list[Range] = []
+        self.marked_on: socket.socket | None = None
         self.push_conn: socket.socket | None = None
+        self.sender: Sender | None = None
         self.connected = threading.Event()
         self.sent = 0
         self.zeros = 0
@@ -119,16 +124,13 @@ class PageSource:
         except OSError as e:
             self._say("failed", error=str(e))
         else:
-            self._say("done", rounds=done.rounds, wire=done.wire, bytes=done.bytes)
+            self._say("done", rounds=done.rounds, wire=done.wire, bytes=done.bytes, why=getattr(self.tracker, "why", ""))
 
     def store(self, index: int, addr: int, contents: memoryview) -> int:
         """As :class:`mig.memory.precopy.Sink`."""
-        conn = self.push_conn
-        if conn is None:
+        if self.sender is None:
             raise OSError("the connection to the destination's pager is lost")
-        head = frames.data(Kind.STORE, index, addr, len(contents))
-        _send(conn, head, contents)
-        return len(head) + len(contents)
+        return self.sender.send(Kind.STORE, index, addr, contents)
 
     # -- from the freeze on ----------------------------------------------------------------------------------------------------
 
@@ -144,6 +146,21 @@ class PageSource:
             self.memories[int(index)] = Memory(fds[2 * n], fds[2 * n + 1], known, {int(a): bytes(p) for a, p in m["saved"].get(index, ())})
         self.processes = [precopy.Process(int(i), int(p), self.memories[int(i)].ranges) for i, p in m["pids"]]
         self.ready.set()
+        threading.Thread(target=self._mark, daemon=True).start()
+
+    def _mark(self) -> None:
+        """Beside the restore: what the store has is current, so that the first faults find it there."""
+        s = self.push_conn
+        try:
+            self.current = self.tracker.current(self.processes)
+            if s is not None:
+                for r in self.current:
+                    self._note(s, Kind.STORED, r.process, r.start, r.end)
+                self.marked_on = s
+        except OSError:
+            pass  # the connection is made again, and it is told there
+        finally:
+            self.marked.set()
 
     def _everything(self) -> list[Range]:
         return [Range(i, a, b) for i, m in self.memories.items() for a, b in m.ranges]
@@ -165,7 +182,9 @@ class PageSource:
             s.settimeout(None)
             if hello.get("role") == "push":
                 s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-                self.push_conn = s
+                old, self.push_conn, self.sender = self.push_conn, s, Sender(s)
+                if old is not None:
+                    _shut(old)  # its pager is dead, and its guardian holds the connection open
                 self.connected.set()
                 self._push(s)
             else:
@@ -176,7 +195,7 @@ class PageSource:
             log.info("a connection of the pager's ended: %s", e or type(e).__name__)
         finally:
             if self.push_conn is s:
-                self.push_conn = None
+                self.push_conn = self.sender = None
             s.close()
 
     def _lost(self, why: str) -> None:
@@ -215,8 +234,10 @@ class PageSource:
         missing = m.get("missing")
         wanted = [Range(int(i), int(a), int(b)) for i, a, b in missing] if missing is not None else self._everything()
         self._announce(s, wanted, first=missing is None)
-        while (r := self._take()) is not None:
-            self._send_pages(s, r)
+        todo = self.todo
+        sender = self.sender if self.sender is not None and self.sender.sock is s else Sender(s)
+        while (r := self._take(todo)) is not None:
+            self._send_pages(s, sender, r)
             if _readable(s):
                 break  # a last word: the guest has ended
         else:
@@ -225,13 +246,14 @@ class PageSource:
         log.info("everything sent in %.2f s: %d bytes, %d of zeros", time.monotonic() - began, self.sent, self.zeros)
         self._all(m)
 
-    def _take(self) -> Range | None:
+    def _take(self, todo: Todo) -> Range | None:
         with self.lock:
-            return self.todo.take(CHUNK)
+            return todo.take()
 
     def _announce(self, s: socket.socket, wanted: list[Range], *, first: bool) -> None:
         """What need not be sent: pages that hold nothing, and what the store has already."""
-        current = self.tracker.current(self.processes) if first else []
+        self.marked.wait()
+        current = self.current if first else []
         full: list[Range] = []
         for r in wanted:
             at = r.start
@@ -242,7 +264,7 @@ class PageSource:
                 at = b
             if at < r.end:
                 self._note(s, Kind.ZERO, r.process, at, r.end)
-        for r in current:
+        for r in current if self.marked_on is not s else ():
             self._note(s, Kind.STORED, r.process, r.start, r.end)
         rest: list[Range] = []
         for index in self.memories:
@@ -258,7 +280,7 @@ class PageSource:
             self.zeros += end - start
         s.sendall(frames.note(kind, index, start, end))
 
-    def _send_pages(self, s: socket.socket, r: Range) -> None:
+    def _send_pages(self, s: socket.socket, sender: Sender, r: Range) -> None:
         contents = self.memories[r.process].read(r.start, r.end - r.start)
         at = 0
         while at < len(contents):
@@ -269,8 +291,7 @@ class PageSource:
             if zero:
                 self._note(s, Kind.ZERO, r.process, r.start + at, r.start + end)
             else:
-                _send(s, frames.data(Kind.DATA, r.process, r.start + at, end - at), memoryview(contents)[at:end])
-                self.sent += end - at
+                self.sent += sender.send(Kind.DATA, r.process, r.start + at, memoryview(contents)[at:end])
             at = end
 
     def _all(self, m: dict[str, Any]) -> None:
@@ -280,13 +301,11 @@ class PageSource:
         self._say("all", bytes=self.sent, zeros=self.zeros, **{k: v for k, v in m.items() if k != "op"})
 
 
-def _send(s: socket.socket, head: bytes, contents: memoryview) -> None:
-    n = s.sendmsg([head, contents])
-    if n < len(head):
-        s.sendall(head[n:])
-        n = len(head)
-    if n < len(head) + len(contents):
-        s.sendall(contents[n - len(head) :])
+def _shut(s: socket.socket) -> None:
+    try:
+        s.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it is closed by its own thread
 
 
 def _readable(s: socket.socket) -> bool:

@@ -1,71 +1,60 @@
-"""What the page source has still to send, and in which order: just behind the last fault, as a program that reads on wants it."""
+"""What the page source has still to send of several processes, and in which order (see :mod:`mig.memory.push`)."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 from mig.memory.frames import Range
-from mig.memory.ranges import Missing
+from mig.memory.push import PushOrder
 
 
 class Todo:
     """Ranges of several processes' memory.  Not safe for threads."""
 
     def __init__(self, ranges: Iterable[Range], hot: Iterable[Range] = ()) -> None:
-        self._left: dict[int, Missing] = {}
+        """``hot``: written lately, the last first."""
+        left: dict[int, list[tuple[int, int]]] = {}
+        warm: dict[int, list[tuple[int, int]]] = {}
         for r in ranges:
-            self._left.setdefault(r.process, Missing()).add(r.start, r.end)
-        self._hot = list(reversed(list(hot)))
-        self._at: tuple[int, int] | None = None
+            left.setdefault(r.process, []).append((r.start, r.end))
+        for r in hot:
+            warm.setdefault(r.process, []).append((r.start, r.end))
+        self._orders = {process: PushOrder(known, [warm.get(process, ())]) for process, known in left.items()}
+        self._chunk: deque[Range] = deque()  # given out as one, in several ranges
+        self._last = next(iter(self._orders), -1)
 
     @property
     def bytes(self) -> int:
         """Bytes left."""
-        return sum(m.bytes for m in self._left.values())
+        return sum(o.bytes for o in self._orders.values()) + sum(r.end - r.start for r in self._chunk)
 
     def fault(self, process: int, addr: int, length: int) -> None:
         """These pages were asked for and are sent: the next ones are those behind."""
-        self.drop(process, addr, addr + length)
-        self._at = (process, addr + length)
+        self._forget(process, addr, addr + length)
+        if process in self._orders:
+            self._orders[process].demanded(addr)
+            self._last = process
 
     def drop(self, process: int, start: int, end: int) -> None:
         """Nobody needs these any more."""
-        if (m := self._left.get(process)) is not None:
-            m.drop(start, end)
+        self._forget(process, start, end)
+        if process in self._orders:
+            self._orders[process].drop(start, end)
 
-    def take(self, size: int) -> Range | None:
-        """The next pages, ``size`` bytes at the most, which are taken for sent; None when nothing is left."""
-        found = self._behind_fault(size) or self._hottest(size) or self._first(size)
-        if found is not None:
-            self._left[found.process].drop(found.start, found.end)
-            if self._at is not None:
-                self._at = (found.process, found.end)
-        return found
+    def take(self) -> Range | None:
+        """The next pages, which are taken for sent; None when nothing is left."""
+        if not self._chunk:
+            for process in (self._last, *self._orders):
+                if process in self._orders and (chunk := self._orders[process].next()):
+                    self._chunk.extend(Range(process, a, b) for a, b in chunk)
+                    break
+        return self._chunk.popleft() if self._chunk else None
 
-    def _behind_fault(self, size: int) -> Range | None:
-        if self._at is None:
-            return None
-        process, addr = self._at
-        left = self._left.get(process)
-        piece = left.find(addr, size) if left is not None else None
-        if piece is None and left is not None and (following := left.after(addr)) is not None:
-            piece = left.find(following, size)
-        if piece is None:
-            self._at = None
-            return None
-        return Range(process, piece.start, piece.end)
-
-    def _hottest(self, size: int) -> Range | None:
-        while self._hot:
-            r = self._hot[-1]
-            pieces = self._left[r.process].within(r.start, r.end) if r.process in self._left else []
-            if pieces:
-                return Range(r.process, pieces[0].start, min(pieces[0].end, pieces[0].start + size))
-            self._hot.pop()
-        return None
-
-    def _first(self, size: int) -> Range | None:
-        for process, left in self._left.items():
-            if (piece := next(iter(left), None)) is not None:
-                return Range(process, piece.start, min(piece.end, piece.start + size))
-        return None
+    def _forget(self, process: int, start: int, end: int) -> None:
+        chunk = [r for r in self._chunk if r.process != process or r.end <= start or r.start >= end]
+        if len(chunk) < len(self._chunk):
+            for r in self._chunk:
+                if r.process == process and r.start < end and r.end > start:
+                    chunk += [Range(process, a, b) for a, b in ((r.start, start), (end, r.end)) if a < b]
+            self._chunk = deque(chunk)

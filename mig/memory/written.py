@@ -53,21 +53,21 @@ def available() -> bool:
     return True
 
 
-def enable(fd: int) -> None:
-    """UFFDIO_API with what tracking needs; raises ``OSError`` (``EINVAL``) where the kernel is too old."""
-    request = (ctypes.c_uint64 * 3)(uffd.UFFD_API, FEATURES, 0)
+def enable(fd: int, features: int = FEATURES) -> None:
+    """UFFDIO_API with what tracking needs (or other features); raises ``OSError`` (``EINVAL``) where the kernel is too old."""
+    request = (ctypes.c_uint64 * 3)(uffd.UFFD_API, features, 0)
     if libc.ioctl(fd, uffd.UFFDIO_API, ctypes.addressof(request)) < 0:
         oserror("ioctl(UFFDIO_API)")
 
 
-def register(fd: int, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def register(fd: int, ranges: Iterable[tuple[int, int]], mode: int = uffd.UFFDIO_REGISTER_MODE_WP) -> list[tuple[int, int]]:
     """Track these ranges, which must be whole areas of a process that stands still; returns those that could be.
 
     A range that is a part of an area would cut it in two, and the process could not ``mremap`` it as one any more.  Raises ``OSError``.
     """
     out = []
     for start, end in ranges:
-        request = (ctypes.c_uint64 * 4)(start, end - start, uffd.UFFDIO_REGISTER_MODE_WP, 0)
+        request = (ctypes.c_uint64 * 4)(start, end - start, mode, 0)
         if libc.ioctl(fd, uffd.UFFDIO_REGISTER, ctypes.addressof(request)) == 0:
             out.append((start, end))
         elif (e := ctypes.get_errno()) not in (errno.EINVAL, errno.EBUSY, errno.EPERM):  # of a kind that cannot be; another's

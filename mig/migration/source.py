@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ from mig.criu.dumper import Dumper, DumpResult
 from mig.deputy import mend
 from mig.errors import MoveFailed
 from mig.kernel import procfs
-from mig.kernel.cgroup import Cgroup
+from mig.kernel.cgroup import POLL, Cgroup
 from mig.memory import hide, precopy
 from mig.memory.carrier import Carrier, FullDump
 from mig.memory.ladder import Situation, choose
-from mig.memory.postcopy import PostCopy
+from mig.memory.postcopy import Members, PostCopy
 from mig.migration.journal import ARRIVED, COMMIT, ROLLED_BACK, Journal
 from mig.migration.machine import Outcome
 from mig.migration.peer import Destination
 from mig.model import NodeInfo, ProcessFacts
 
 log = logging.getLogger(__name__)
+
+EXITING = 0.5
+"""Seconds that the end of a process takes at the most on a busy machine."""
 
 
 class SourceBase:
@@ -39,7 +42,7 @@ class SourceBase:
         self.mid, self.dest, self.group, self.facts, self.pid = mid, dest, group, facts, pid
         self.journal = Journal(mid, "source")
         self.carrier: Carrier = FullDump()
-        self.wanted_mode = "auto"
+        self.wanted: tuple[str, int] = ("auto", 0)  # mode, bits a second before the freeze
         self.work: Path | None = None
         self.img_fd = -1
         self.dumper: Dumper | None = None
@@ -54,16 +57,15 @@ class SourceBase:
         assert self.work is not None
         return str(self.work / "img")
 
-    async def choose_carrier(self, node: NodeInfo, pids: Mapping[int, int], members: Iterable[int]) -> None:
-        """The way that memory goes.  ``pids``: whose memory may be hidden, as this node sees them, to their numbers in the images;
-        ``members``: the whole tree."""
+    async def choose_carrier(self, node: NodeInfo, members: Members, *, record_locks: bool) -> None:
+        """The way that memory goes.  ``members``: gives those whose memory may be hidden, see :class:`mig.memory.postcopy.PostCopy`."""
         able = await asyncio.to_thread(features.probe)
         situation = Situation(
-            hideable=await asyncio.to_thread(hide.hideable, pids), record_locks=bool(home_locks.scan(list(members))[1]),
+            hideable=await asyncio.to_thread(hide.hideable, members()), record_locks=record_locks,
             lazy=able.lazy_pages and able.uffd, tracking=precopy.available(),
         )  # fmt: skip
-        mode, why = choose(self.wanted_mode, situation)
-        self.carrier = FullDump(why) if mode == "full" else PostCopy(node, pids, mode=mode, why=why)
+        mode, why = choose(self.wanted[0], situation)
+        self.carrier = FullDump(why) if mode == "full" else PostCopy(node, members, mode=mode, why=why, limit_bps=self.wanted[1])
 
     async def prepare(self, request: dict[str, Any], cell_init: int | None = None) -> None:
         """Have a cell made at the destination; what this side will need starts meanwhile.  Raises :class:`mig.errors.MigError`."""
@@ -113,7 +115,17 @@ class SourceBase:
     def freeze(self) -> None:
         """The tree stands still; what its threads wait in is noted, because CRIU will break it off."""
         self.group.freeze()
+        self._wait_for_exiting()
         self.calls = mend.interrupted([(p, t) for p in self.group.procs() for t in procfs.threads(p)])
+
+    def _wait_for_exiting(self) -> None:
+        """Members that were just ending are no members any more and do not freeze; CRIU takes them as soon as they are zombies."""
+        deadline = time.monotonic() + EXITING
+        members = set(self.group.procs())
+        while time.monotonic() < deadline:
+            if all(p in members or procfs.state(p) in (None, "Z", "X") for p in procfs.tree(self.pid)):
+                return
+            time.sleep(POLL)
 
     def thaw(self) -> None:
         """The tree goes on, with the system calls that CRIU broke off mended."""

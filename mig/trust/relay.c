@@ -3,11 +3,16 @@
  *   relay --make FILE                 write a new private key and its self-signed certificate (PEM) to FILE, which must not exist
  *   relay --serve FILE --control N    serve; N is a SOCK_SEQPACKET unix socket
  *
- * Each message on N is one byte, 'C' (we are the TLS client) or 'S' (server), with two descriptors: the TCP connection, and one end of a
- * unix stream socketpair, whose other end the owner uses as if it were the connection.  The first HEADER bytes that arrive there say
- * whose certificate the peer has proved to own, or what went wrong; the owner decides whether it wants to speak with it.  Ends of stream
- * pass in both directions.  When N is closed the process ends with its last connection, so it outlives an owner that has handed
- * connections on to others.
+ * Each message on N is an order (struct order), most with two descriptors:
+ *   'C', 'S'  speak TLS as client or server.  Descriptors: the TCP connection, and one end of a unix stream socketpair, whose other end the
+ *             owner uses as if it were the connection.  The first HEADER bytes that arrive there say whose certificate the peer has
+ *             proved to own, or what went wrong; the owner decides whether it wants to speak with it.  Ends of stream pass in both
+ *             directions.  The number names the connection from now on.
+ *   'F'       the connection of that number, on which nothing is on its way, carries FUSE messages from now on: of /dev/fuse (first
+ *             descriptor) instead of the socket.  The second, an eventfd, is written when that ends.
+ *   'X'       end the connection of that number.
+ * When N is closed the process ends with its last connection, so it outlives an owner that has handed connections on to others; but
+ * connections of /dev/fuse end with their owner: nobody else has the mount.
  *
  * It knows no policy and checks no names: certificates only carry keys, and whose they are is known to the owner (mig.trust.store).
  */
@@ -21,6 +26,7 @@
 #include <openssl/x509.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,15 +36,22 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BUFFER = 128 << 10, SOCKET_BUFFER = 1 << 20, DIGEST = 32, TEXT = 127, HEADER = 1 + DIGEST + TEXT, ROUNDS = 32, EVENTS = 64 };
+enum { BUFFER = 128 << 10, FUSE_BUFFER = (1 << 20) + (64 << 10), FUSE_HEADER = 16, SOCKET_BUFFER = 1 << 20, DIGEST = 32, TEXT = 127, HEADER = 1 + DIGEST + TEXT, ROUNDS = 32, EVENTS = 64 };
+
+struct order {
+	uint64_t number;
+	char what;
+};
 
 struct buffer {
-	unsigned char data[BUFFER];
-	size_t from, to;
+	unsigned char *data;
+	size_t from, to, size;
 };
 
 struct conn {
-	int tcp, plain;
+	uint64_t number;
+	int tcp, plain;           /* plain: a unix socket, or /dev/fuse */
+	int fuse, down;           /* whether it is, and the eventfd that is written at the end */
 	SSL *ssl;
 	int shaken;               /* the handshake is over, well or not */
 	int plain_end, tls_end;   /* nothing more comes from there */
@@ -46,7 +59,7 @@ struct conn {
 	int broken;               /* nothing more can be written to TLS */
 	int told_tls, told_plain; /* the end has been passed on */
 	int again, dead;
-	struct buffer up, down;   /* plain to TLS, TLS to plain */
+	struct buffer up, back;   /* plain to TLS, TLS to plain */
 	struct conn *next;
 };
 
@@ -117,7 +130,7 @@ static void add(int fd, struct conn *c)
 
 static void header(struct conn *c, int ok, const char *text)
 {
-	unsigned char *h = c->down.data;
+	unsigned char *h = c->back.data;
 	memset(h, 0, HEADER);
 	h[0] = ok;
 	X509 *cert = ok ? SSL_get0_peer_certificate(c->ssl) : NULL;
@@ -125,7 +138,7 @@ static void header(struct conn *c, int ok, const char *text)
 	if (cert)
 		X509_digest(cert, EVP_sha256(), h + 1, &n);
 	snprintf((char *)h + 1 + DIGEST, TEXT, "%s", text);
-	c->down.to = HEADER;
+	c->back.to = HEADER;
 	c->shaken = 1;
 }
 
@@ -158,10 +171,12 @@ static int upwards(struct conn *c)
 	struct buffer *b = &c->up;
 	int moved = 0;
 	if (b->from == b->to && !c->plain_end) {
-		ssize_t n = read(c->plain, b->data, BUFFER);
+		ssize_t n = read(c->plain, b->data, b->size);
 		if (n > 0) {
 			b->from = 0, b->to = n;
 			moved = 1;
+		} else if (n < 0 && c->fuse && errno == ENOENT) {
+			moved = 1; /* the request was interrupted before it was read */
 		} else if (n == 0 || !would_block()) {
 			c->plain_end = moved = 1;
 		}
@@ -190,14 +205,43 @@ static int upwards(struct conn *c)
 	return moved;
 }
 
+/* Whole answers to /dev/fuse, which takes a message a write. */
+static int answer_fuse(struct conn *c)
+{
+	struct buffer *b = &c->back;
+	int moved = 0;
+	while (b->to - b->from >= FUSE_HEADER) {
+		uint32_t length;
+		memcpy(&length, b->data + b->from, sizeof length);
+		if (length < FUSE_HEADER || length > b->size) {
+			c->tls_end = c->broken = c->plain_gone = moved = 1; /* not our protocol */
+			break;
+		}
+		if (b->to - b->from < length)
+			break;
+		/* ENOENT, EINVAL: the request was interrupted, nobody waits for this */
+		if (write(c->plain, b->data + b->from, length) < 0 && errno != ENOENT && errno != EINVAL && !would_block()) {
+			c->plain_end = c->plain_gone = moved = 1;
+			break;
+		}
+		b->from += length;
+		moved = 1;
+	}
+	if (b->from) {
+		memmove(b->data, b->data + b->from, b->to - b->from);
+		b->to -= b->from, b->from = 0;
+	}
+	return moved;
+}
+
 static int downwards(struct conn *c)
 {
-	struct buffer *b = &c->down;
+	struct buffer *b = &c->back;
 	int moved = 0;
 	if (b->from == b->to)
 		b->from = b->to = 0;
-	while (b->to < BUFFER && b->from == 0 && !c->tls_end) {
-		int n = SSL_read(c->ssl, b->data + b->to, BUFFER - b->to);
+	while (b->to < b->size && b->from == 0 && !c->tls_end) {
+		int n = SSL_read(c->ssl, b->data + b->to, b->size - b->to);
 		if (n > 0) {
 			b->to += n;
 			moved = 1;
@@ -211,7 +255,9 @@ static int downwards(struct conn *c)
 			c->broken = 1;
 		break;
 	}
-	while (b->from < b->to && !c->plain_gone) {
+	if (c->fuse && !c->plain_gone)
+		moved |= answer_fuse(c);
+	while (b->from < b->to && !c->plain_gone && !c->fuse) {
 		ssize_t n = send(c->plain, b->data + b->from, b->to - b->from, MSG_NOSIGNAL);
 		if (n > 0) {
 			b->from += n;
@@ -224,8 +270,11 @@ static int downwards(struct conn *c)
 	}
 	if (c->plain_gone)
 		b->from = b->to;
-	if (c->tls_end && b->from == b->to && !c->told_plain) {
-		shutdown(c->plain, SHUT_WR);
+	if (c->tls_end && (b->from == b->to || c->fuse) && !c->told_plain) {
+		if (c->fuse)
+			c->dead = 1; /* what waits for an answer fails when nobody holds the device any more */
+		else
+			shutdown(c->plain, SHUT_WR);
 		c->told_plain = moved = 1;
 	}
 	return moved;
@@ -234,6 +283,8 @@ static int downwards(struct conn *c)
 /* Whether the owner has closed its end altogether, not just said that it writes no more. */
 static int deserted(struct conn *c)
 {
+	if (c->fuse)
+		return 0;
 	struct pollfd p = {.fd = c->plain};
 	return poll(&p, 1, 0) == 1 && p.revents & (POLLHUP | POLLERR);
 }
@@ -253,6 +304,8 @@ static void pump(struct conn *c)
 			continue;
 		}
 		moved = upwards(c) | downwards(c);
+		if (c->fuse && c->plain_end)
+			c->dead = 1; /* unmounted */
 		/* over in both directions, or nobody is left on our side, or nothing can come or go any more */
 		if (c->told_tls && (c->told_plain || c->plain_gone || deserted(c)))
 			c->dead = 1;
@@ -279,44 +332,102 @@ static void bury(void)
 		SSL_free(c->ssl);
 		close(c->tcp);
 		close(c->plain);
+		if (c->down >= 0) {
+			uint64_t one = 1;
+			if (write(c->down, &one, sizeof one) < 0)
+				perror("relay: eventfd");
+			close(c->down);
+		}
+		free(c->up.data);
+		free(c->back.data);
 		free(c);
 	}
 }
 
-/* One more connection; 0 when the owner has closed the control socket. */
-static int accept_one(int control)
+static struct conn *numbered(uint64_t number)
 {
-	char role;
+	struct conn *c = all;
+	while (c && (c->number != number || c->dead))
+		c = c->next;
+	return c;
+}
+
+static int make_room(struct buffer *b, size_t size)
+{
+	unsigned char *data = realloc(b->data, size);
+	if (data)
+		b->data = data, b->size = size;
+	return data != NULL;
+}
+
+static void carry_fuse(struct conn *c, int fuse, int down)
+{
+	if (!c || !c->shaken || c->fuse || !make_room(&c->up, FUSE_BUFFER) || !make_room(&c->back, FUSE_BUFFER)) {
+		uint64_t one = 1;
+		if (write(down, &one, sizeof one) < 0)
+			perror("relay: eventfd");
+		close(fuse);
+		close(down);
+		return;
+	}
+	epoll_ctl(epoll, EPOLL_CTL_DEL, c->plain, NULL);
+	close(c->plain);
+	c->plain = fuse, c->down = down, c->fuse = 1;
+	fcntl(fuse, F_SETFL, O_NONBLOCK);
+	add(fuse, c);
+	pump(c);
+}
+
+/* One more order; 0 when the owner has closed the control socket. */
+static int obey(int control)
+{
+	struct order order;
 	union {
 		struct cmsghdr align;
 		char space[CMSG_SPACE(2 * sizeof(int))];
 	} u;
-	struct iovec iov = {&role, 1};
+	struct iovec iov = {&order, sizeof order};
 	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.space, .msg_controllen = sizeof u.space};
 	ssize_t n = recvmsg(control, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (n < 0)
 		return would_block();
 	if (n == 0)
 		return 0;
+	if (n != sizeof order)
+		return 1;
+	if (order.what == 'X') {
+		struct conn *c = numbered(order.number);
+		if (c)
+			c->dead = 1;
+		return 1;
+	}
 	struct cmsghdr *h = CMSG_FIRSTHDR(&m);
 	if (!h || h->cmsg_type != SCM_RIGHTS || h->cmsg_len != CMSG_LEN(2 * sizeof(int)))
 		return 1;
 	int fds[2];
 	memcpy(fds, CMSG_DATA(h), sizeof fds);
+	if (order.what == 'F') {
+		carry_fuse(numbered(order.number), fds[0], fds[1]);
+		return 1;
+	}
 	struct conn *c = calloc(1, sizeof *c);
 	SSL *ssl = c ? SSL_new(context) : NULL;
-	if (!ssl || !SSL_set_fd(ssl, fds[0])) {
+	if (!ssl || !SSL_set_fd(ssl, fds[0]) || !make_room(&c->up, BUFFER) || !make_room(&c->back, BUFFER)) {
 		SSL_free(ssl);
+		if (c) {
+			free(c->up.data);
+			free(c->back.data);
+		}
 		free(c);
 		close(fds[0]);
 		close(fds[1]);
 		return 1;
 	}
-	c->tcp = fds[0], c->plain = fds[1], c->ssl = ssl;
+	c->number = order.number, c->tcp = fds[0], c->plain = fds[1], c->down = -1, c->ssl = ssl;
 	fcntl(c->tcp, F_SETFL, O_NONBLOCK);
 	fcntl(c->plain, F_SETFL, O_NONBLOCK);
 	setsockopt(c->plain, SOL_SOCKET, SO_SNDBUF, &(int){SOCKET_BUFFER}, sizeof(int));
-	(role == 'S' ? SSL_set_accept_state : SSL_set_connect_state)(ssl);
+	(order.what == 'S' ? SSL_set_accept_state : SSL_set_connect_state)(ssl);
 	c->next = all;
 	all = c;
 	add(c->tcp, c);
@@ -341,9 +452,11 @@ static void serve(int control)
 			struct conn *c = events[i].data.ptr;
 			if (c && !c->dead)
 				pump(c);
-			if (!c && !accept_one(control)) {
+			if (!c && !obey(control)) {
 				close(control);
 				open = 0;
+				for (c = all; c; c = c->next)
+					c->dead |= c->fuse;
 			}
 		}
 		for (struct conn *c = all; c; c = c->next)

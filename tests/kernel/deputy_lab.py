@@ -68,6 +68,12 @@ def asleep(target: Target) -> None:
     until(lambda: (c := procfs.syscall(target.pid, target.pid)) is not None and c.nr in (35, 230), "asleep")
 
 
+def slept(line: str) -> bool:
+    """What NANOSLEEP prints after a whole sleep of a second: no error, no remainder, and not less time (more on a busy machine)."""
+    result, remainder, took = line.split()
+    return (result, remainder) == ("0", "0") and 1.0 <= float(took) < 3.0
+
+
 class Target:
     """A process in a cgroup of its own, as a child of ours."""
 

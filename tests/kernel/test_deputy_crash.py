@@ -13,7 +13,7 @@ from mig.deputy.convert import DeputyError, convert
 from mig.deputy.helper import Helper
 from mig.deputy.repair import Journal, journal_path, repair
 from mig.kernel import procfs
-from tests.kernel.deputy_lab import NANOSLEEP, SLEEPER, THREADS, Start, Target, agent, asleep, built, ended, start, until
+from tests.kernel.deputy_lab import NANOSLEEP, SLEEPER, THREADS, Start, Target, agent, asleep, built, ended, slept, start, until
 
 __all__ = ["built", "start"]
 
@@ -57,7 +57,7 @@ def test_parked_and_put_back(start: Start, step: str, code: str) -> None:
     assert e.value.rolled_back and t.group.is_frozen() and t.inner() == before and not journal_path(t.pid).exists()
     t.group.thaw()
     if code is NANOSLEEP:
-        assert t.line() == "0 0 1.0" and ended(t.process) == 0
+        assert slept(t.line()) and ended(t.process) == 0
     else:
         used = procfs.stat(t.pid)
         until(lambda: procfs.stat(t.pid).utime > used.utime, "its threads work")
@@ -130,4 +130,4 @@ def test_a_helper_killed_before_it_began(start: Start) -> None:
         run_with_a_helper_killed(t, lambda: True)
     assert e.value.rolled_back and t.group.is_frozen()
     t.group.thaw()
-    assert t.line() == "0 0 1.0"
+    assert slept(t.line())

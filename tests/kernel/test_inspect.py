@@ -108,6 +108,16 @@ def test_an_end_whose_other_end_is_nowhere_to_be_seen_is_external() -> None:
         assert (e.dir, e.holders) == ("w", [[p.pid, 4]])
 
 
+def test_a_deleted_file_that_another_process_reads_cannot_travel(tmp_path: Path) -> None:
+    """GNU parallel catches its jobs' output so: what a guest wrote into its copy was lost."""
+    with open(tmp_path / "out", "w+") as f, running("", stdout=f) as p:
+        assert gather(p.pid).reasons == []
+        (tmp_path / "out").unlink()
+        (reason,) = gather(p.pid).reasons
+        assert "deleted file" in reason and str(os.getpid()) in reason and "GNU parallel" in reason
+        assert gather(p.pid, ignore=[os.getpid()]).reasons == [], "nobody else has it: a copy is as good"
+
+
 def test_a_pipe_in_both_directions_is_a_job_server() -> None:
     r, w = os.pipe()
     try:

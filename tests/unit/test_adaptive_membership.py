@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mig.adaptive.membership import Admit, Changed, Facts, Lower, Membership, Shut, State, Vacate
@@ -141,15 +141,22 @@ def test_what_is_no_time(text: str) -> None:
         Rejoin.parse(text)
 
 
+def test_idleness_that_cannot_be_told() -> None:
+    assert Rejoin.parse("10s idle").seconds == 10
+    with pytest.raises(ValueError, match="every 8 s"):
+        Rejoin.parse("2s idle")
+
+
 FACTS = st.tuples(
     st.floats(0.0, 30.0), st.sets(st.sampled_from([ANN, BOB, CRON])), st.floats(0.0, 400.0) | st.just(math.inf),
     st.floats(0.0, 3.0), st.integers(0, 4), st.sampled_from(["", "memory"]),
 )  # fmt: skip
 
 
+@settings(max_examples=60)
 @given(
-    st.sampled_from(["login", "console-login", "active-user", "never"]), st.sampled_from(["0s", "20s", "60s idle"]), st.booleans(),
-    st.lists(FACTS, max_size=60),
+    st.sampled_from(["login", "console-login", "active-user", "never"]), st.sampled_from(["0s", "20s", "60s idle", "10s idle"]),
+    st.booleans(), st.lists(FACTS, max_size=40),
 )  # fmt: skip
 def test_whatever_happens_the_door_fits_the_state_and_guests_are_sent_away_when_it_leaves(
     leave_on: Any, rejoin: str, linger: bool, story: list[Any]

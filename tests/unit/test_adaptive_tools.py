@@ -77,7 +77,7 @@ def test_a_door_is_open_when_nobody_has_anything_against_it() -> None:
 
 
 def keeper(pid: int, home: str = "n1") -> Any:
-    return SimpleNamespace(state=SimpleNamespace(host_pid=pid, home=home))
+    return SimpleNamespace(state=SimpleNamespace(host_pid=pid, home=home, state="running"))
 
 
 def test_guests_together_weigh_as_one_process_of_that_nice_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +101,10 @@ def test_guests_together_weigh_as_one_process_of_that_nice_value(tmp_path: Path,
     share.idle = True
     share.apply()
     assert files(2) == ("11", "1") and share.how == "idle priority"
+    keepers[0].state.state = "moving"
+    share.apply()
+    assert files(2) == ("305", "0"), "while it moves it must get on"
+    keepers[0].state.state = "running"
     share.idle = False
     share.apply()
     assert files(2) == ("11", "0")

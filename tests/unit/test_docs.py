@@ -22,7 +22,9 @@ from mig.errors import BadInput, MigError
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md"])
-PLACEHOLDERS = {"PID": "42", "NODE": "n2", "NODES": "n1,n2", "FILE": "f", "N": "3", "$!": "42", "S": "5", "UID": "1000", "CORES": "2"}
+PLACEHOLDERS = {
+    "PID": "42", "NODE": "n2", "NODES": "n1,n2", "FILE": "f", "N": "3", "$!": "42", "SPEED": "1.5", "S": "5", "UID": "1000", "CORES": "2",
+}  # fmt: skip
 
 
 def name(page: Path) -> str:
@@ -57,7 +59,7 @@ def test_pictures_are_drawn_for_everybody(picture: Path) -> None:
 
 # -- command lines ----------------------------------------------------------------------------------------------------------------
 
-COMMAND = re.compile(rf"(?<![\w./-])({'|'.join(PARSERS)})((?: (?:'[^']*'|[^\n;|&#`'])*)?)")
+COMMAND = re.compile(rf"(?<![\w./-])({'|'.join(PARSERS)})((?: (?:'[^']*'|[^\n;|&#`'<>])*)?)")
 
 
 def code(page: Path) -> Iterator[str]:
@@ -83,7 +85,7 @@ def typed() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), sorted(set(typed())), ids=lambda x: x)
 def test_a_command_line_can_be_typed(page: str, line: str) -> None:
     line = re.sub(r" {2,}.*", "", line.replace("$!", "42"))  # what stands behind a gap explains
-    program, *words = [PLACEHOLDERS.get(w, w) for w in shlex.split(line, comments=True) if w != ">"]
+    program, *words = [PLACEHOLDERS.get(w, w) for w in shlex.split(line, comments=True)]
     words = ["42" if w.startswith("$") and w != "$f" else w for w in words]
     if program == "mosrun":
         if words not in (["--help"], ["--version"], ["-A"]) and not set(words) <= {"-b", "-h", "-j", "-L", "-q", "-N", "n1,n2"}:
@@ -155,7 +157,8 @@ def test_every_error_and_status_is_documented() -> None:
 def test_every_verb_of_mosctl_that_openmosix_had_is_in_the_table() -> None:
     page = (DOCS / "from-openmosix.md").read_text()
     verbs = {v.name for v in of_parser(mosctl.parser(), "mosctl").verbs}
-    for old in {"status", "whois", "isup", "getload", "getspeed", "block", "noblock", "expel", "bring", "lock", "unlock"} & verbs:
+    for old in {"status", "whois", "isup", "getload", "getspeed", "block", "noblock", "expel", "bring", "lock", "unlock",
+                "setspeed", "stay", "nostay", "lstay", "nolstay", "quiet", "noquiet"} & verbs:
         assert re.search(rf"`(mosctl )?{old}[` ]", page), old
 
 

@@ -57,7 +57,7 @@ def test_zero_pages_are_found(pages: list[bool]) -> None:
 def measured(link: float, lz4_at: tuple[float, float], zstd_at: tuple[float, float], *, free_core: bool) -> Codec:
     """What is chosen; (speed in bytes/s, ratio) of each codec."""
     c = Chooser(free_core=free_core)
-    c.sent(1 << 20, (1 << 20) / link)
+    c.sent(1 << 20, (1 << 20) / link, 10.0)
     for codec, (speed, ratio) in ((Codec.LZ4, lz4_at), (Codec.ZSTD, zstd_at)):
         c.codecs[codec].note(1 << 20, int((1 << 20) / ratio), (1 << 20) / speed)
     return c.best()
@@ -77,17 +77,35 @@ def test_what_pays() -> None:
     assert measured(12e9, *heap, free_core=True) == Codec.RAW
 
 
+def test_the_rate_of_the_link() -> None:
+    c = Chooser(free_core=True)
+    now = 0.0
+    for _ in range(100):  # buffers swallow the first chunks, then each waits for the wire
+        now += 0.01
+        c.sent(100_000, 0.009, now)
+    assert 9e6 < c.link < 11e6
+    for _ in range(100):  # packed by now: it is packing that takes the time
+        now += 0.01
+        c.sent(20_000, 0.0001, now)
+    assert 9e6 < c.link < 11e6
+    for _ in range(1000):
+        now += 0.01
+        c.sent(1_000_000, 0.0, now)
+    assert c.link > 90e6
+    assert Chooser(free_core=True, limit=1e6).link == 1e6
+
+
 def test_before_the_link_is_known_nothing_is_packed_then_each_codec_is_tried_once() -> None:
     c, p = Chooser(free_core=True), Packer()
     assert pack_best(p, c, TEXT)[0] == Codec.RAW
-    c.sent(1 << 20, 0.01)
+    c.sent(1 << 20, 0.01, 10.0)
     assert [pack_best(p, c, TEXT)[0] for _ in range(2)] == [Codec.LZ4, Codec.ZSTD]
     assert all(m.known and m.ratio > 2 for m in c.codecs.values())
 
 
 def test_what_does_not_get_smaller_goes_as_it_is_and_other_codecs_are_tried_now_and_then() -> None:
     c, p = Chooser(free_core=True), Packer()
-    c.sent(1 << 20, 0.01)
+    c.sent(1 << 20, 0.01, 10.0)
     used = [(c.next(), pack_best(p, c, RANDOM)) for _ in range(200)]
     assert all(codec == Codec.RAW and chunk is RANDOM for _, (codec, chunk) in used)
     for _ in range(200):

@@ -6,10 +6,14 @@ import itertools
 import random
 
 import pytest
-from omdiscd.admission import HELD, Reservations, admit
+from omdiscd.admission import admit
+from omdiscd.places import HELD, Places
 
 from mig.config import Config
-from mig.economy.policy import Candidate, Knobs, judge, order_for_start, prices, propose
+from mig.economy import words
+from mig.economy.policies import Situation, Suggestion
+from mig.economy.policies import economy as rule
+from mig.economy.policy import Candidate, Knobs, judge, order_for_start, prices
 from mig.economy.price import NodeView
 from mig.model import NodeInfo, ProcessFacts
 
@@ -25,10 +29,15 @@ def proc(pid: int = 100, *, cpu_s: float = 5.0, rss: int = 10 * MB, **kwargs: ob
     return Candidate(pid, "awk", cpu_s, rss, **kwargs)  # type: ignore[arg-type]  # test shorthand
 
 
+def propose(me: NodeView, others: list[NodeView], candidates: list[Candidate], knobs: Knobs) -> list[Suggestion]:
+    return rule.propose(Situation(me, others, candidates, knobs))
+
+
 def test_one_of_two_goes_to_an_idle_node_and_says_why() -> None:
     (p, *_) = propose(node(1, 2), [node(2, 0)], [proc()], K)
-    assert p.target.name == "n2" and p.gain > 0 and p.saved > p.added
-    assert "1.00 CPU a thread on n2, 0.50 here" in p.why
+    v = p.verdict
+    assert v is not None and p.target.name == "n2" and v.gain > 0 and v.saved > v.added
+    assert "1.00 CPU a thread on n2, 0.50 here" in words.reason(p.candidate, p.target, v)
 
 
 def test_alone_on_an_equal_node_it_stays() -> None:
@@ -54,12 +63,14 @@ def test_a_lagging_load_does_not_hide_the_process_itself() -> None:
 def test_young_processes_stay_when_the_transfer_costs_more_than_they_can_gain() -> None:
     young = proc(cpu_s=0.05, rss=2000 * MB)
     assert propose(node(1, 2), [node(2, 0)], [young], K) == []
-    assert "the move costs" in judge(node(1, 2), node(2, 0), young, K, 2).why
+    v = judge(node(1, 2), node(2, 0), young, K, 2)
+    assert v.why_not == "gain" and "the move costs" in words.reason(young, node(2, 0), v)
 
 
 def test_it_must_fit() -> None:
-    v = judge(node(1, 2), node(2, 0, used=3999 * MB), proc(rss=50 * MB), K, 2)
-    assert not v.pays and "no room" in v.why
+    big, full = proc(rss=50 * MB), node(2, 0, used=3999 * MB)
+    v = judge(node(1, 2), full, big, K, 2)
+    assert not v.pays and "no room" in words.reason(big, full, v)
 
 
 def test_placed_jobs_move_less() -> None:
@@ -114,28 +125,68 @@ def test_no_ping_pong_and_an_end(seed: int) -> None:
         assert len(path) == len(set(path)), path
 
 
+def unseen(pid: int) -> float:
+    """What samples show of a guest: nothing yet."""
+    return 0.0
+
+
 def test_two_nodes_that_both_see_an_idle_one() -> None:
     """Both ask; the second learns of the first one's reservation and stays."""
-    held = Reservations()
+    places = Places()
     idle = node(3, 0)
     moved = []
     for who, here in (("1-100", node(1, 2)), ("2-100", node(2, 2))):
-        _, k, mem = held.total(0.0, but=who)
+        k, mem = places.hidden(unseen, but=who)
         if judge(here, idle.plus(k, mem), proc(), K, 3).pays:
-            held.hold(0.0, who, 1.0, 10 * MB)
+            places.hold(0.0, who, 1.0, 10 * MB)
             moved.append(who)
     assert moved == ["1-100"]
 
 
-def test_reservations_end() -> None:
-    held = Reservations()
-    held.hold(0.0, "a", 1.0, 5)
-    held.hold(1.0, "b", 2.0, 6)
-    assert held.total(1.0) == (2, 3.0, 11)
-    assert held.total(1.0, but="a") == (1, 2.0, 6)
-    assert held.total(HELD + 0.5) == (1, 2.0, 6)
-    held.release("b")
-    assert held.total(HELD + 0.5) == (0, 0, 0)
+def test_promises_end() -> None:
+    places = Places()
+    places.hold(0.0, "a", 1.0, 5)
+    places.hold(1.0, "b", 2.0, 6)
+    assert places.hidden(unseen) == (3.0, 11)
+    assert places.hidden(unseen, but="a") == (2.0, 6)
+    places.tidy(HELD + 0.5, {}, lambda keeper: True)
+    assert places.hidden(unseen) == (2.0, 6)
+    places.release("b")
+    assert places.hidden(unseen) == (0.0, 0)
+
+
+def test_a_guest_counts_until_samples_have_seen_it() -> None:
+    """A node looked free between a guest's arrival and the sample that first saw it run, and got a second one within a second."""
+    places = Places(sample_s=1.0)
+    places.hold(0.0, "1-100", 2.0, 10 * MB)
+    places.come(0.1, 7, "1-100", 10 * MB)
+    assert places.hidden(unseen) == (2.0, 10 * MB), "on its way"
+    places.tidy(0.5, {7: 4711}, lambda keeper: True)
+    assert places.hidden(unseen) == (2.0, 0), "it runs, no sample has seen it, its memory is seen at once"
+    assert places.hidden(lambda pid: 0.7 if pid == 4711 else 0.0) == (pytest.approx(1.3), 0), "one has seen a part of it"
+    assert places.hidden(lambda pid: 2.1)[0] == 0.0
+    places.tidy(3.1, {7: 4711}, lambda keeper: True)
+    assert places.hidden(unseen) == (0.0, 0), "what samples show now is the truth"
+
+
+def test_what_is_on_its_way_is_forgotten_when_its_keeper_ends() -> None:
+    places = Places()
+    places.come(0.0, 7, "1-100", 10 * MB)
+    places.tidy(0.1, {}, lambda keeper: False)
+    assert places.hidden(unseen) == (0.0, 0)
+
+
+def test_two_moves_at_once_and_eight_starts() -> None:
+    places = Places(most=2, most_starts=3)
+    places.hold(0.0, "a", 1.0, 0)
+    places.come(0.0, 7, "b", 0)
+    assert "2 guests are on their way" in places.full(start=False)
+    assert not places.full(start=False, but="a") and not places.full(start=True)
+    for who in "cde":
+        places.hold(0.0, who, 1.0, 0, start=True)
+    assert "3 jobs are starting" in places.full(start=True)
+    places.tidy(0.5, {7: 4711}, lambda keeper: True)
+    assert not places.full(start=False), "one has arrived"
 
 
 def test_the_start_is_the_cheapest_node() -> None:

@@ -87,6 +87,7 @@ FILES = [
     ("two-way-pipe", OpenFile(3, "pipe:[5]", os.O_RDWR), {"held": {"pipe:[5]": [SHELL]}}),
     ("other-mount", OpenFile(3, "/data/x", mnt_id=9, mode=REG), {"mounts": frozenset({1, 2})}),
     ("ghost", OpenFile(3, "/data/x (deleted)", mode=REG, disk=65 * MIB), {}),
+    ("shared-deleted", OpenFile(3, "/tmp/x (deleted)", mode=REG), {"held": {"/tmp/x (deleted)": [SHELL]}}),
     ("proc-file", OpenFile(3, "/proc/70/stat", mode=REG), {}),
     ("shared-memory", OpenFile(3, "/memfd:x (deleted)", mode=REG), {"held": {"/memfd:x (deleted)": [SHELL]}}),
     ("named-memory", OpenFile(3, "/dev/shm/x", mode=REG), {}),

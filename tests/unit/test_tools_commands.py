@@ -167,7 +167,8 @@ def test_mosps_json_has_exactly_the_documented_keys(daemon: type[Daemon], capsys
     assert mosps.main(["--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [list(r) for r in rows] == [list(mosps.JSON_KEYS)] * 2
-    assert mosps.JSON_KEYS == ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
+    contract = ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
+    assert (*contract, "arriving", "holder") == mosps.JSON_KEYS
 
 
 # -- mosctl -----------------------------------------------------------------------------------------------------------------------
@@ -222,6 +223,9 @@ def test_mosctl_unknown_node(pool: type[Daemon], capsys: Captured, verb: str) ->
         (["noblock"], ("noblock", {})),
         (["lock", "42"], ("lock", {"pid": 42})),
         (["unlock", "42", "--json"], ("unlock", {"pid": 42})),
+        (["stay"], ("switch", {"name": "stay", "on": True})),
+        (["nolstay", "--json"], ("switch", {"name": "lstay", "on": False})),
+        (["quiet"], ("switch", {"name": "quiet", "on": True})),
     ],
 )
 def test_mosctl_orders(daemon: type[Daemon], capsys: Captured, argv: list[str], asked: tuple[str, Any]) -> None:
@@ -233,17 +237,33 @@ def test_mosctl_orders(daemon: type[Daemon], capsys: Captured, argv: list[str], 
     assert "only root" in capsys.readouterr().err
 
 
-def test_mosctl_why(daemon: type[Daemon], capsys: Captured) -> None:
-    prices = [{"node": "n1", "here": True, "price": 2.0, "marginal": 0.5, "rate": 0.5},
-              {"node": "n2", "here": False, "price": 1.0, "marginal": 0.25, "rate": 1.0}]  # fmt: skip
-    nodes = [{"node": "n2", "pays": True, "gain_s": 3.0, "why": "saves 3.0 s"}]
-    daemon.replies = [{"pid": 42, "comm": "awk", "prices": prices, "nodes": nodes, "reasons": ["locked"], "text": "it goes to n2"}]
+WHY = {
+    "pid": 42, "comm": "awk", "where": "n1", "text": "process 42 (awk) on n1: 9.0 s of CPU used; it goes to n2, where it gains 3.00 s",
+    "expects": "9.0 s of CPU used", "verdict": "it goes to n2", "reasons": ["locked, and a reason so long that it must be broken " * 3],
+    "prices": [{"node": "n1", "here": True, "price": 2.0, "marginal": 0.5, "rate": 0.5},
+               {"node": "a-long-node-name", "here": False, "price": 1.0, "marginal": 0.25, "rate": 1.0}],
+    "nodes": [{"node": "a-long-node-name", "pays": True, "gain_s": 3.0, "cost_s": 0.61, "saved": 0.5, "short": "gains 3.00 s", "why": "x"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_mosctl_why(daemon: type[Daemon], capsys: Captured, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    daemon.replies = [WHY]
     assert mosctl.main(["why", "42"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "it goes to n2" and lines[-1] == "  - locked"
-    assert lines[2].split() == ["n1*", "2.000", "-0.500", "0.50"]
-    assert lines[3].split(None, 4) == ["n2", "1.000", "+0.250", "1.00", "saves 3.0 s"]
+    assert max(map(len, lines)) <= width
+    rows = [line.split() for line in lines if line.startswith(("n1*", "a-long"))]
+    assert rows[0] == ["n1*", "2.00", "-0.50", "0.50", "runs", "here"]
+    assert rows[1] == ["a-long-node-name", "1.00", "+0.25", "1.00", "0.50", "3.00", "s", "0.61", "s", "gains", "3.00", "s"]
+    assert any(line.startswith("  - locked") for line in lines)
     assert mosctl.main(["why", "0"]) == 2
+
+
+def test_mosctl_status_tells_the_balance(pool: type[Daemon], capsys: Captured) -> None:
+    pool.replies[0] |= {"efficiency": 0.874, "policy": "mosix", "auto": "mosrun", "switches": ["stay"]}
+    assert mosctl.main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "balance 87 %; policy mosix; here: stay"
 
 
 def test_mosctl_doctor_joins_what_machine_and_daemon_say(

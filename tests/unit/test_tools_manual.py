@@ -50,8 +50,10 @@ def mospam_main(argv: list[str]) -> int:
         return mospam.main()
 
 
-VERBS = ["status", "whois", "isup", "getload", "getspeed", "block", "noblock", "lock", "unlock", "why", "events", "pool", "expel",
-         "bring", "pam", "doctor", "key", "reload", "completion"]  # fmt: skip
+VERBS = [
+    "status", "whois", "isup", "getload", "getspeed", "block", "noblock", "lock", "unlock", "why", "setspeed", "stay", "nostay", "lstay",
+    "nolstay", "quiet", "noquiet", "mask", "events", "pool", "expel", "bring", "pam", "doctor", "key", "reload", "completion",
+]  # fmt: skip
 TOOLS = {
     "migrate": lambda: help_of(migrate.main),
     "mosps": lambda: help_of(mosps.main),

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mig.errors import BadInput, CannotMove, MigError, OutcomeUnknown
+from mig.memory.ladder import MODES
 from omtools import output
 
 if TYPE_CHECKING:
@@ -28,21 +29,30 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dry-run", action="store_true", help="say what would be done, and every reason against it; touch nothing")
     p.add_argument("--json", action="store_true", help="print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON")
     p.add_argument("--timeout", metavar="S", type=float, help="give up, and roll back, after so many seconds")
+    p.add_argument(
+        "--mode", choices=MODES, default="auto", help="how its memory travels: pre-copy, post-copy, full (all in the pause); default: auto"
+    )
+    p.add_argument("--limit", metavar="MBIT", type=float, help="megabits a second at the most for what is sent before the pause")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
     a = parser().parse_args(argv)
-    return output.run(lambda: _migrate(a.pid, a.to, a.dry_run, a.json, a.timeout), "migrate", json=a.json)
+    options: dict[str, Any] = {} if a.mode == "auto" else {"mode": a.mode}
+    if a.limit is not None:
+        options["limit_bps"] = int(a.limit * 1e6)
+    return output.run(lambda: _migrate(a.pid, a.to, a.dry_run, a.json, a.timeout, options), "migrate", json=a.json)
 
 
-def _migrate(pid: int, to: str, dry_run: bool, json: bool, timeout: float | None) -> int:
+def _migrate(pid: int, to: str, dry_run: bool, json: bool, timeout: float | None, options: dict[str, Any]) -> int:
+    if options.get("limit_bps", 1) <= 0:
+        raise BadInput("--limit must be more than 0 Mbit/s")
     if pid <= 0:
         raise BadInput(f"{pid} is not the number of a process")
     if timeout is not None and timeout <= 0:
         raise BadInput("--timeout must be more than 0 seconds")
-    answer = _ask(pid, to, dry_run, timeout, show=sys.stderr.isatty() and not json)
+    answer = _ask(pid, to, dry_run, timeout, options, show=sys.stderr.isatty() and not json)
     if dry_run:
         return _tell_plan(pid, to, answer, json)
     result = answer.get("result", {})
@@ -53,10 +63,10 @@ def _migrate(pid: int, to: str, dry_run: bool, json: bool, timeout: float | None
     return 0
 
 
-def _ask(pid: int, to: str, dry_run: bool, timeout: float | None, *, show: bool) -> dict[str, Any]:
+def _ask(pid: int, to: str, dry_run: bool, timeout: float | None, options: dict[str, Any], *, show: bool) -> dict[str, Any]:
     from omtools.client import Client, Lost
 
-    args: dict[str, Any] = {"pid": pid, "to": to, "dry_run": dry_run}
+    args: dict[str, Any] = {"pid": pid, "to": to, "dry_run": dry_run, **options}
     if timeout is not None:
         args["timeout"] = timeout
     wait = None if timeout is None else timeout + GRACE
@@ -121,6 +131,8 @@ def told(r: dict[str, Any]) -> str:
         parts.append(f"{output.milliseconds(float(r['total_ms']))} in all")
     if r.get("bytes"):
         parts.append(f"{output.size(float(r['bytes']))} sent")
+    if r.get("arriving"):
+        parts.append(f"{output.size(float(r['arriving']))} of its memory follow")
     return ", ".join(parts)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mig.errors import BadInput, NoDaemon
-from omtools import mosctl_completion, mosctl_pool, output
+from omtools import mosctl_completion, mosctl_economy, mosctl_pool, output
 
 if TYPE_CHECKING:
     import argparse
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     verb("noblock", _noblock, "let guests come to this node again")
     verb("lock", _lock, "let a process not be moved by itself; migrate still moves it", pid)
     verb("unlock", _unlock, "let a process be moved again", pid)
-    verb("why", _why, "tell what each node would cost a process, and why it stays or goes", pid)
+    mosctl_economy.add_verbs(verb)
     verb(
         "events", _events, "show what moved where and why, the latest last",
         ("--follow", {"action": "store_true", "help": "go on and print events as they happen"}),
@@ -101,6 +101,7 @@ def _nodes(name: str | None, *, here: bool = False) -> list[dict[str, Any]]:
     me = answer.get("self", "")
     for n in nodes:
         n["self"] = n["name"] == me
+        n["pool"] = answer
     if name is None:
         return [n for n in nodes if n["self"]] if here else sorted(nodes, key=lambda n: str(n["name"]))
     found = [n for n in nodes if name in (n["name"], str(n["id"]), n["addr"])]
@@ -113,6 +114,8 @@ def _status(a: argparse.Namespace) -> int:
         output.print_json([{k: n.get(k) for k in STATUS_KEYS} for n in nodes])
     else:
         output.table(nodes, STATUS_COLUMNS)
+        if a.node is None:
+            mosctl_economy.balance_line(nodes)
     return 0
 
 
@@ -179,29 +182,6 @@ def _pid(a: argparse.Namespace) -> int:
     if a.pid <= 0:
         raise BadInput(f"{a.pid} is not the number of a process")
     return int(a.pid)
-
-
-PRICE_COLUMNS: tuple[output.Column, ...] = (
-    ("NODE", "<", lambda n: f"{n['node']}{'*' if n['here'] else ''}"),
-    ("PRICE", ">", lambda n: f"{n['price']:.3f}"),
-    ("WITH IT", ">", lambda n: f"{'-' if n['here'] else '+'}{n['marginal']:.3f}"),
-    ("ITS SPEED", ">", lambda n: f"{n['rate']:.2f}"),
-    ("", "<", lambda n: str(n.get("why", ""))),
-)
-
-
-def _why(a: argparse.Namespace) -> int:
-    answer = _call("why", pid=_pid(a))
-    if a.json:
-        output.print_json({k: answer[k] for k in ("pid", "comm", "text", "prices", "nodes", "reasons")})
-        return 0
-    print(answer["text"])
-    verdicts = {v["node"]: v["why"] for v in answer["nodes"]}
-    if answer["prices"]:
-        output.table([n | {"why": verdicts.get(n["node"], "")} for n in answer["prices"]], PRICE_COLUMNS)
-    for reason in answer["reasons"]:
-        print(f"  - {reason}")
-    return 0
 
 
 def _events(a: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """exit status:
   0 done   2 wrong usage   7 no omdiscd answers on this machine"""
 
-JSON_KEYS = ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
+JSON_KEYS = ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm", "arriving", "holder")
 
 COLUMNS: tuple[output.Column, ...] = (
     ("PID", ">", lambda r: str(r["pid"])),
@@ -25,6 +25,7 @@ COLUMNS: tuple[output.Column, ...] = (
     ("CPU", ">", lambda r: output.duration(float(r["cpu_s"]))),
     ("MEM", ">", lambda r: output.size(float(r["rss"]))),
     ("COMMAND", "<", lambda r: str(r["comm"])),
+    ("ARRIVING", ">", lambda r: output.size(float(r["arriving"])) if r["arriving"] else ""),
     ("CANNOT MOVE", "<", lambda r: "; ".join(r["cantmove"])),
 )
 
@@ -54,15 +55,15 @@ def _show(everything: bool, json: bool) -> int:
     if json:
         output.print_json(rows)
         return 0
-    columns = COLUMNS if any(r["cantmove"] for r in rows) else COLUMNS[:-1]
-    output.table(rows, columns)
+    unused = {name for name, key in (("ARRIVING", "arriving"), ("CANNOT MOVE", "cantmove")) if not any(r[key] for r in rows)}
+    output.table(rows, [c for c in COLUMNS if c[0] not in unused])
     return 0
 
 
 def row(guest: dict[str, Any]) -> dict[str, Any]:
     """The documented keys of a guest's state, each present."""
     empty = {"pid": 0, "home": "", "where": "", "state": "", "nmigs": 0, "locked": False, "cantmove": [],
-             "cpu_s": 0.0, "rss": 0, "uid": 0, "comm": ""}  # fmt: skip
+             "cpu_s": 0.0, "rss": 0, "uid": 0, "comm": "", "arriving": 0, "holder": 0}  # fmt: skip
     return {k: guest.get(k, empty[k]) for k in JSON_KEYS}
 
 

@@ -37,6 +37,8 @@ exit status: that of CMD; 127 CMD not found, 126 not executable, and before CMD 
 """
 )
 SWITCHES = {"b": "best", "h": "home", "L": "locked", "q": "quiet"}
+_PATIENCE = 60.0
+"""Seconds in which omdiscd must have found a place: a node that is overloaded, or starts a hundred jobs at once, takes a while."""
 VALUED = {"N": "NODE", "j": "NODES", "A": "MINUTES"}
 SEARCH_PATH = b"/usr/local/bin:/usr/bin:/bin"  # what execvp(3) takes when there is no PATH
 
@@ -176,7 +178,7 @@ def _register(o: Options) -> None:
     try:
         with Client() as client:
             # with a placement omdiscd arms itself before it answers: the process then moves at its exec, before the first instruction
-            client.call("job", pid=os.getpid(), flags=o.flags())
+            client.call("job", wait=_PATIENCE, pid=os.getpid(), flags=o.flags())
     except (NoDaemon, Lost) as e:
         error = e if isinstance(e, NoDaemon) else NoDaemon(f"the connection to omdiscd broke: {e}")
         if o.placed:

@@ -114,5 +114,5 @@ def run(action: str, names: list[str], *, json: bool = False) -> int:
             _write(f, new)
             print(f"{f}: the line was {'added' if action == 'install' else 'removed'}")
     if action == "install":
-        print("It counts from the next login on. omdiscd.toml decides what follows: leave_on = \"login\" (see docs/adaptive-pool.md).")
+        print('It counts from the next login on. omdiscd.toml decides what follows: leave_on = "login" (see docs/adaptive-pool.md).')
     return 0

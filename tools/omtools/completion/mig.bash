@@ -3,7 +3,7 @@
 
 # by command and verb: options; options that take a value, each with its kind; places, each with its kind; verbs
 declare -gA _mig_options=(
-    [migrate]='-h --help --version --dry-run --json --timeout'
+    [migrate]='-h --help --version --dry-run --json --timeout --mode --limit'
     [mosrun]='-b -h -L -q -N -j -A --help --version'
     [mosps]='-h --help --version -a --all --json'
     [mosctl]='-h --help --version'
@@ -17,6 +17,14 @@ declare -gA _mig_options=(
     ['mosctl lock']='-h --help --json'
     ['mosctl unlock']='-h --help --json'
     ['mosctl why']='-h --help --json'
+    ['mosctl setspeed']='-h --help --json'
+    ['mosctl stay']='-h --help --json'
+    ['mosctl nostay']='-h --help --json'
+    ['mosctl lstay']='-h --help --json'
+    ['mosctl nolstay']='-h --help --json'
+    ['mosctl quiet']='-h --help --json'
+    ['mosctl noquiet']='-h --help --json'
+    ['mosctl mask']='-h --help --json'
     ['mosctl events']='-h --help --follow --pool --since --json'
     ['mosctl pool']='-h --help --json'
     ['mosctl expel']='-h --help --fast --json'
@@ -38,10 +46,10 @@ declare -gA _mig_options=(
     ['moslab heal']='-h --help'
     ['moslab status']='-h --help --json'
     ['moslab down']='-h --help'
-    [omdiscd]='-h --help -i -n -c --check-config --debug --version'
+    [omdiscd]='-h --help -i -n -c --check-config --print-config --print-unit --debug --version'
 )
 declare -gA _mig_valued=(
-    [migrate]=--timeout=none
+    [migrate]='--timeout=none --mode=words:auto,pre-copy,post-copy,full --limit=none'
     [mosrun]='-N=node -j=nodes -A=none'
     ['mosctl events']=--since=none
     [mosmon]=--view=words:chart,processes,nodes,events
@@ -62,6 +70,8 @@ declare -gA _mig_places=(
     ['mosctl lock']=process
     ['mosctl unlock']=process
     ['mosctl why']=process
+    ['mosctl setspeed']=none
+    ['mosctl mask']='process nodes'
     ['mosctl pam']='words:install,remove,show file*'
     ['mosctl key']='words:new,show,install,use,drop file'
     ['mosctl completion']=words:bash,zsh,fish,nodes,processes
@@ -76,7 +86,7 @@ declare -gA _mig_places=(
     ['moslab heal']=node
 )
 declare -gA _mig_verbs=(
-    [mosctl]='status whois isup getload getspeed block noblock lock unlock why events pool expel bring pam doctor key reload completion'
+    [mosctl]='status whois isup getload getspeed block noblock lock unlock why setspeed stay nostay lstay nolstay quiet noquiet mask events pool expel bring pam doctor key reload completion'
     [moslab]='up run spawn start restart-daemon kill cut heal status down'
 )
 

@@ -22,6 +22,8 @@ _mig_migrate() {
         '--dry-run[say what would be done, and every reason against it; touch nothing]' \
         '--json[print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON]' \
         '--timeout[give up, and roll back, after so many seconds]:S: ' \
+        '--mode[how its memory travels\: pre-copy, post-copy, full (all in the pause); default\: auto]:mode:(auto pre-copy post-copy full)' \
+        '--limit[megabits a second at the most for what is sent before the pause]:MBIT: ' \
         '1:PID:_mig_processes' \
         '2:{NODE|home|balance}:_mig_destinations'
 }
@@ -47,7 +49,7 @@ _mig_mosps() {
         '--version[show program'\''s version number and exit]' \
         '(-a --all)-a[those of all users (root sees them anyway)]' \
         '(-a --all)--all[those of all users (root sees them anyway)]' \
-        '--json[print a list of objects\: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm]'
+        '--json[print a list of objects\: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm, arriving, holder]'
 }
 
 _mig_mosctl() {
@@ -65,6 +67,14 @@ _mig_mosctl() {
         'lock:let a process not be moved by itself; migrate still moves it'
         'unlock:let a process be moved again'
         'why:tell what each node would cost a process, and why it stays or goes'
+        'setspeed:set this node'\''s speed until the next boot, relative to a standard CPU; 0: as measured'
+        'stay:let nothing leave this node by itself'
+        'nostay:let processes leave this node by themselves again'
+        'lstay:let none of this node'\''s own processes leave by themselves; guests may'
+        'nolstay:let this node'\''s own processes leave by themselves again'
+        'quiet:tell no new load and decide nothing here'
+        'noquiet:tell the load and decide again'
+        'mask:name the only nodes on which a process may run; it is not moved now'
         'events:show what moved where and why, the latest last'
         'pool:tell whether this node is in the pool, why not, who is logged in, and when it is back'
         'expel:let no more guests come to this node, and wait until all that are here have left'
@@ -144,6 +154,49 @@ _mig_mosctl() {
                         '(-h --help)--help[show this help message and exit]' \
                         '--json[print JSON]' \
                         '1:PID:_mig_processes' ;;
+                setspeed)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' \
+                        '1:SPEED: ' ;;
+                stay)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' ;;
+                nostay)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' ;;
+                lstay)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' ;;
+                nolstay)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' ;;
+                quiet)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' ;;
+                noquiet)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' ;;
+                mask)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' \
+                        '1:PID:_mig_processes' \
+                        '2:NODES:_mig_lists' ;;
                 events)
                     _arguments \
                         '(-h --help)-h[show this help message and exit]' \
@@ -325,6 +378,8 @@ _mig_omdiscd() {
         '-n[stay in the foreground (it always does; accepted as in openMosix)]' \
         '-c[configuration file (default\: /etc/mig/omdiscd.toml)]:FILE:_files' \
         '--check-config[print the configuration as understood and exit; status 2 when it is not valid]' \
+        '--print-config[print a configuration file with every key, its default and what it means]' \
+        '--print-unit[print a unit for systemd that runs this omdiscd]' \
         '--debug[log more]' \
         '--version[show program'\''s version number and exit]'
 }

@@ -19,6 +19,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "git": "git",
         "libc6-dev": "/usr/include/stdio.h",
         "libssl-dev": "/usr/include/openssl/ssl.h",
+        "parallel": "parallel",
         "iproute2": "ip",
         "procps": "ps",
         "util-linux": "unshare",

@@ -1,0 +1,114 @@
+"""One process, one target: what a move would gain, what it costs, and whether it pays, with the figures in words.
+
+A process moves if it gains in time what the move costs, and if the pool gains: ``saved > added * (1 + epsilon)``, both being differences of
+the price.  The time that a process will still run is not known; one that has used t seconds of CPU is expected to need t more
+(Harchol-Balter & Downey, *Exploiting process lifetime distributions for dynamic load balancing*, ACM TOCS 15(3), 1997), so its age bounds
+its gain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mig.economy.price import NodeView, price_at, rate_at
+
+DRAG_MAX = 0.9
+"""No process is taken to lose more than this of its time to I/O that goes home."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """The economy's part of :class:`mig.config.Config`; see there for each."""
+
+    epsilon_home: float = 0.5
+    epsilon_placed: float = 1.0
+    freeze_s: float = 0.1
+    setup_s: float = 0.5
+    transfer_cpu: float = 0.1
+    bandwidth: float = 125e6
+    mem_reserve: int = 0
+    stability: float = 1.30
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A process that could move: CPU seconds used, bytes in memory, mean number of runnable threads of its tree."""
+
+    pid: int
+    comm: str
+    cpu_s: float
+    rss: int
+    threads: float = 1.0
+    placed: bool = False  # its node was chosen at the start
+    only: frozenset[str] = field(default_factory=frozenset)  # names of the nodes it may go to; empty: any
+    busy: float = 1.0  # CPUs that it used over the last interval
+    home: str = ""  # name of its home node
+    drag: float = 0.0  # share of its time that it loses, or would lose, to I/O that goes home while it is elsewhere
+    dirty: float = 1.0  # bytes that a move sends, for each byte of its memory
+
+    @property
+    def k(self) -> float:
+        """Threads as they count in the price: a CPU-bound one is a whole one, even where it was caught starting."""
+        return float(round(self.threads)) if self.threads >= 1.5 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a move pays, with all figures.
+
+    ``gain``: seconds of the process's time after all costs; ``cost``: seconds that the move costs; ``send_s``: of the transfer;
+    ``saved``, ``added``: by how much the price falls here and rises there; ``r_here``, ``r_there``: standard CPU seconds a second that
+    each of its threads gets; ``why``: "" when it pays, else what speaks against it: room | gain | price.
+    """
+
+    pays: bool
+    gain: float
+    cost: float
+    send_s: float
+    saved: float
+    added: float
+    r_here: float
+    r_there: float
+    epsilon: float
+    why_not: str = ""
+
+
+def expected_rest(c: Candidate) -> float:
+    """CPU seconds that each of its threads will probably still need: as many as it has used (Harchol-Balter & Downey)."""
+    return c.cpu_s / c.k
+
+
+def drag_at(c: Candidate, node: str) -> float:
+    """The share of its time that it loses to I/O on this node: none at home."""
+    return 0.0 if not c.drag or node == c.home else min(c.drag, DRAG_MAX)
+
+
+def judge(me: NodeView, target: NodeView, c: Candidate, knobs: Knobs, nodes: int, *, active: int = 0) -> Verdict:
+    """Test one pair; ``nodes`` is the size of the pool, ``active`` the number of transfers that share our line now.
+
+    ``P`` sums, over the processes of a node, the time that each needs for a unit of work.  One that waits for I/O from home gets less done
+    in its share of the CPU, so it counts more where it is a guest: that is what draws it home.
+    """
+    k, mem = c.k, c.rss
+    k_here = max(me.k, k)  # our smoothed load lags behind what we know: the process itself runs here
+    r_here, r_there = rate_at(me, k_here, me.used), rate_at(target, target.k + k, target.used + mem)
+    s = price_at(me, k_here, me.used, nodes) - price_at(me, k_here - k, max(0, me.used - mem), nodes)
+    a = price_at(target, target.k + k, target.used + mem, nodes) - price_at(target, target.k, target.used, nodes)
+    if c.drag:
+        slow_here, slow_there = 1 - drag_at(c, me.name), 1 - drag_at(c, target.name)
+        s += k * (1 / slow_here - 1) / r_here
+        a += k * (1 / slow_there - 1) / r_there
+        r_here, r_there = r_here * slow_here, r_there * slow_there
+    send_s = mem * c.dirty / (knobs.bandwidth / (active + 1))
+    cost = knobs.freeze_s + knobs.setup_s + 2 * knobs.transfer_cpu * send_s
+    rest = max(0.0, c.cpu_s / k - r_here * send_s)
+    gain = rest * (1 / r_here - 1 / r_there) - cost
+    epsilon = knobs.epsilon_placed if c.placed else knobs.epsilon_home
+    why_not = ""
+    if target.total and target.used + mem + knobs.mem_reserve > target.total:
+        why_not = "room"
+    elif gain <= 0:
+        why_not = "gain"
+    elif s <= a * (1 + epsilon):
+        why_not = "price"
+    return Verdict(not why_not, gain, cost, send_s, s, a, r_here, r_there, epsilon, why_not)

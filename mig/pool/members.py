@@ -1,0 +1,303 @@
+"""Who is alive, suspect, dead or gone: what records, rumours, signs of life and the end of patience make of the table.
+
+SWIM's order of claims: a greater incarnation wins; in the same one ``left`` and ``dead`` beat ``suspect`` beats ``alive``.  Only a node
+itself makes a new incarnation of itself, to refute a claim or because its record changed.  Beyond SWIM, evidence counts: a load entry that
+was made after the suspicion began, or any datagram of the node itself, clears it here, and a claim of death is not believed by whoever
+has fresher news.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from mig.model import NodeInfo
+from mig.pool import wire
+from mig.pool.message import ALIVE, DEAD, LEFT, NAMES, STALLED, SUSPECT, Rumor, Sample
+from mig.pool.outcome import Changed, Outcome
+from mig.pool.rumors import Rumors
+from mig.pool.suspicion import EXPECTED, Suspicion, duration
+from mig.pool.table import Table
+from mig.pool.timing import Timing
+
+_RECORD = tuple(name for name, _ in wire.RECORD if name not in ("incarnation", "state"))
+_GROWN = 4096
+"""Wanted ids that are remembered at most."""
+
+
+class Members:
+    """The table, and every rule by which it changes."""
+
+    def __init__(self, me: NodeInfo, timing: Timing) -> None:
+        self.timing = timing
+        self.table = Table()
+        self.rumors = Rumors()
+        self.id, self.incarnation = me.id, me.incarnation
+        self.clash = ""
+        self.refuting = False
+        """Whether somebody spoke ill of us and we have to answer."""
+        self.changed_record = False
+        self.wanting: set[int] = set()
+        """Nodes whose record we lack, or have an old one of."""
+        self._reviving: set[int] = set()
+        self._left = False
+        self._life = me.incarnation
+        self._own: NodeInfo = dataclasses.replace(me)
+        self._words: tuple[object, ...] = ()
+        self._next_death = math.inf
+        self._answering: dict[int, float] = {}
+        """When the kernel of a silent node has answered."""
+        self.look_at(me)
+        self.changed_record = False
+
+    # -- ourselves ----------------------------------------------------------------------------------------------------------------
+
+    def look_at(self, me: NodeInfo) -> None:
+        """Our own entry as it is now: a changed record is a new incarnation."""
+        words = (*(getattr(me, f) for f in _RECORD), me.state == "left")
+        if words == self._words:
+            return
+        if self._words:
+            self.incarnation += 1
+            self.changed_record = True
+        self._words, self._left = words, me.state == "left"
+        self._own = dataclasses.replace(me, incarnation=self.incarnation, state="left" if self._left else "alive")
+        self.rumors.add(self.own())
+
+    def own(self) -> Rumor:
+        """What we say of ourselves."""
+        return Rumor(self.id, self.incarnation, LEFT if self._left else ALIVE, self.id)
+
+    def own_record(self) -> NodeInfo:
+        """Our own record, never changed once it is out."""
+        return self._own
+
+    def young(self) -> bool:
+        """Whether our record is news that is worth its bytes: in the first incarnations of a life."""
+        return self.incarnation - self._life < 2
+
+    def known_record(self, node: int) -> NodeInfo | None:
+        """The record of a node if it is the newest that we have heard of, and the node is not gone."""
+        if node == self.id:
+            return self._own
+        t = self.table
+        if not t.knows(node) or t.states[node] > SUSPECT:
+            return None
+        r = t.records[node]
+        return r if r is not None and r.incarnation >= t.incarnations[node] else None
+
+    def _refute(self, claimed: int) -> None:
+        self.incarnation = max(self.incarnation, claimed) + 1
+        self._own = dataclasses.replace(self._own, incarnation=self.incarnation)
+        self.rumors.add(self.own())
+        self.refuting = True
+
+    # -- what others say ----------------------------------------------------------------------------------------------------------
+
+    def record(self, now: float, r: NodeInfo, out: Outcome) -> None:
+        """A record came in."""
+        if r.id == self.id:
+            if (r.addr, r.port) != (self._own.addr, self._own.port) and r.boot != self._own.boot:
+                self.clash = r.addr
+            elif r.incarnation > self.incarnation:
+                self._refute(r.incarnation)  # of an earlier life whose clock was ahead
+            return
+        t = self.table
+        old = t.records[r.id] if t.knows(r.id) else None
+        if old is not None and r.incarnation <= old.incarnation:
+            return
+        if r.state == "left" and old is None:
+            return
+        news = r.incarnation > (t.incarnations[r.id] if old else -1)
+        t.put(r)
+        if r.incarnation >= t.incarnations[r.id]:
+            self.wanting.discard(r.id)
+        rebooted = old is not None and old.boot != r.boot
+        before = NAMES[t.states[r.id]] if old else ""
+        if r.state == "left":
+            if before != "left":
+                self._gone(now, r.id, LEFT, out)
+        elif old is None or ((news or r.id in self._reviving) and before != "alive") or rebooted:
+            self._reviving.discard(r.id)
+            t.set_state(r.id, ALIVE)
+            t.made[r.id] = max(t.made[r.id], int(now * 10)) if old else int(now * 10)
+            out.changes.append(Changed(t.info(r.id, int(now * 10)), before, rebooted))
+        if news:
+            self.rumors.add(Rumor(r.id, r.incarnation, LEFT if r.state == "left" else ALIVE, r.id))
+
+    def rumor(self, now: float, r: Rumor, out: Outcome) -> bool:
+        """A rumour came in; whether it was news."""
+        if r.id == self.id:
+            if not self._left and ((r.state != ALIVE and r.incarnation >= self.incarnation) or r.incarnation > self.incarnation):
+                self._refute(r.incarnation)
+            return False
+        if not self.table.knows(r.id):
+            if r.state in (ALIVE, SUSPECT, STALLED):
+                self._want(r.id)
+            return False
+        if r.incarnation < self.table.incarnations[r.id]:
+            return False
+        gone = self.table.states[r.id] in (DEAD, LEFT)
+        news = False
+        if r.incarnation > self.table.incarnations[r.id] and r.state in (ALIVE, SUSPECT, STALLED):
+            news = self._reborn(now, r, gone, out)
+        if r.state in (SUSPECT, STALLED) and not gone:
+            news = self._suspected(now, r, out) or news
+        elif r.state == DEAD and not gone:
+            news = self._declared_dead(now, r, out)
+        elif r.state == LEFT and self.table.states[r.id] != LEFT:
+            self.table.incarnations[r.id] = r.incarnation
+            self._gone(now, r.id, LEFT, out)
+            news = True
+        if news:
+            self.rumors.add(r)
+        return news
+
+    def _reborn(self, now: float, r: Rumor, gone: bool, out: Outcome) -> bool:
+        self.table.incarnations[r.id] = r.incarnation
+        self._want(r.id)
+        if gone:
+            self._reviving.add(r.id)  # as soon as its record says which boot it is
+        elif self.table.states[r.id] == SUSPECT:
+            self._set(now, r.id, ALIVE, out)
+        return True
+
+    def _suspected(self, now: float, r: Rumor, out: Outcome) -> bool:
+        t = self.table
+        s = t.suspects.get(r.id)
+        if s is None:
+            if self.timing.evidence and now * 10 - t.made[r.id] < 10 * self.timing.gossip_s and t.samples[r.id] is not None:
+                return False
+            self._begin(now, r.id, r.by, out)
+            s = t.suspects[r.id]
+        elif r.by not in s.by and len(s.by) <= EXPECTED and not s.stalled:
+            s.by.add(r.by)
+            shortest, longest = self.timing.suspicion(t.size())
+            self._deadline(s, min(s.deadline, s.since + duration(len(s.by) - 1, t.size(), shortest, longest)))
+        elif not (r.state == STALLED and not s.stalled):
+            return False
+        if r.state == STALLED and not s.stalled:
+            s.stalled = True
+            self._deadline(s, now + self.timing.stalled_s)
+        return True
+
+    def _declared_dead(self, now: float, r: Rumor, out: Outcome) -> bool:
+        t = self.table
+        if self.timing.evidence:
+            s = t.suspects.get(r.id)
+            if s is not None and s.stalled and now < s.deadline:
+                return False
+            if t.samples[r.id] is not None and now * 10 - t.made[r.id] < 10 * (self.timing.suspect_s + self.timing.probe_s):
+                return False
+        t.incarnations[r.id] = r.incarnation
+        self._gone(now, r.id, DEAD, out)
+        return True
+
+    # -- what we see ourselves ----------------------------------------------------------------------------------------------------
+
+    def suspect(self, now: float, node: int, out: Outcome) -> None:
+        """A probe of ours was not answered, not even through others."""
+        t = self.table
+        if not t.knows(node) or t.states[node] > SUSPECT:
+            return
+        if self._suspected(now, Rumor(node, t.incarnations[node], SUSPECT, self.id), out):
+            stalled = now - self._answering.pop(node, -math.inf) < 2 * self.timing.probe_s and self.knocked(now, node, True)
+            state = STALLED if stalled or t.suspects[node].stalled else SUSPECT
+            self.rumors.add(Rumor(node, t.incarnations[node], state, self.id))
+
+    def alone(self, now: float, out: Outcome) -> None:
+        """Nobody at all has been heard: we are cut off, and probing one after another would take long to find it out."""
+        for node in list(self.table.up()):
+            if node not in self.table.suspects:
+                self._begin(now, node, self.id, out)
+            s = self.table.suspects[node]
+            self._deadline(s, min(s.deadline, now + self.timing.suspect_s))
+
+    def knocked(self, now: float, node: int, answered: bool) -> bool:
+        """Its kernel answered, or did not; whether that is to be told."""
+        s = self.table.suspects.get(node)
+        if s is None:
+            if answered:
+                self._answering[node] = now  # faster than those whom we asked to probe it
+            return False
+        if answered and not s.stalled:
+            s.stalled = True
+            self._deadline(s, now + self.timing.stalled_s)
+            return True
+        if answered:
+            self._deadline(s, now + self.timing.stalled_s)
+        elif s.stalled:
+            self._deadline(s, min(s.deadline, now + self.timing.suspect_s))
+        return False
+
+    def confirm(self, now: float, node: int, out: Outcome) -> None:
+        """Tell that a node is stalled, not gone."""
+        self.rumors.add(Rumor(node, self.table.incarnations[node], STALLED, self.id))
+
+    def alive(self, now: float, node: int, out: Outcome) -> None:
+        """It answered us itself."""
+        if self.timing.evidence and self.table.knows(node) and self.table.states[node] == SUSPECT:
+            self._set(now, node, ALIVE, out)
+
+    def signs_of_life(self, now: float, fresh: list[Sample], sender: int, out: Outcome) -> None:
+        """Samples that were news, and the datagram itself."""
+        t = self.table
+        if not self.timing.evidence or not t.suspects:
+            return
+        for node in [e.id for e in fresh if e.id in t.suspects]:
+            if t.made[node] > t.suspects[node].since * 10 + 1:
+                self._set(now, node, ALIVE, out)
+        if sender in t.suspects:
+            self._set(now, sender, ALIVE, out)
+
+    def shift(self, tenths: int) -> None:
+        """We were away for so long: nobody is older or more suspect for it."""
+        self.table.shift(tenths)
+        self._next_death = min((s.deadline for s in self.table.suspects.values()), default=self._next_death)
+
+    def due(self) -> float:
+        """When a suspicion ends or something is to be forgotten."""
+        return self._next_death
+
+    def expired(self, now: float, out: Outcome) -> list[int]:
+        """Time has passed: those that are dead now."""
+        if now < self._next_death:
+            return []
+        t = self.table
+        dead = [i for i, s in t.suspects.items() if now >= s.deadline]
+        for i in dead:
+            self._gone(now, i, DEAD, out)
+            self.rumors.add(Rumor(i, t.incarnations[i], DEAD, self.id))
+        for i in [i for i, since in t.gone.items() if now - since >= self.timing.forget_s]:
+            t.forget(i)
+        ends = [s.deadline for s in t.suspects.values()] + [since + self.timing.forget_s for since in t.gone.values()]
+        self._next_death = min(ends, default=math.inf)
+        return dead
+
+    # -- inside -------------------------------------------------------------------------------------------------------------------
+
+    def _begin(self, now: float, node: int, by: int, out: Outcome) -> None:
+        shortest, longest = self.timing.suspicion(self.table.size())
+        s = Suspicion(now, 0.0, {by})
+        self._deadline(s, now + duration(0, self.table.size(), shortest, longest))
+        self._set(now, node, SUSPECT, out)
+        self.table.suspects[node] = s
+
+    def _deadline(self, s: Suspicion, when: float) -> None:
+        s.deadline = when
+        self._next_death = min(self._next_death, when)
+
+    def _gone(self, now: float, node: int, state: int, out: Outcome) -> None:
+        self._set(now, node, state, out)
+        self.table.gone[node] = now
+        self._reviving.discard(node)
+        self._next_death = min(self._next_death, now + self.timing.forget_s)
+
+    def _set(self, now: float, node: int, state: int, out: Outcome) -> None:
+        before = NAMES[self.table.states[node]]
+        self.table.set_state(node, state)
+        out.changes.append(Changed(self.table.info(node, int(now * 10)), before))
+
+    def _want(self, node: int) -> None:
+        if len(self.wanting) < _GROWN:
+            self.wanting.add(node)

@@ -1,0 +1,45 @@
+"""What the pool's machine tells its adapter to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mig.model import NodeInfo
+from mig.pool.message import Message
+
+GROUP = ("", 0)
+"""Destination of a message to the multicast group."""
+
+
+@dataclass(frozen=True)
+class Send:
+    """A message to send: to one address, or to :data:`GROUP`."""
+
+    to: tuple[str, int]
+    message: Message
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A node's state or boot changed.  ``before`` is "" for a node that was unknown."""
+
+    node: NodeInfo
+    before: str
+    rebooted: bool = False
+
+
+@dataclass(frozen=True)
+class Knock:
+    """Try whether the kernel of this node takes a TCP connection, and tell :meth:`mig.pool.pool.Pool.knocked`."""
+
+    node: int
+    to: tuple[str, int]
+
+
+@dataclass
+class Outcome:
+    """What to do after an input."""
+
+    sends: list[Send] = field(default_factory=list)
+    changes: list[Changed] = field(default_factory=list)
+    knocks: list[Knock] = field(default_factory=list)

@@ -1,0 +1,140 @@
+"""What one node knows of all nodes, as columns indexed by id.
+
+Columns instead of objects: a pool of 10,000 nodes has 10,000 such tables in a simulation.  Records and loads are shared, never changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+
+from mig.model import NodeInfo
+from mig.pool.message import ACCEPTING, ALIVE, NAMES, SUSPECT, Load, Sample
+from mig.pool.suspicion import Suspicion
+
+POOL_STATES = ("", "in", "leaving", "out")
+
+
+class Table:
+    """All columns.  ``made`` is in tenths of a second of our own time."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        """Everybody of whom we have a record, without ourselves."""
+        self.records: list[NodeInfo | None] = []
+        self.samples: list[Sample | None] = []
+        self.made = array("i")
+        self.states = bytearray()
+        self.incarnations: list[int] = []
+        self.suspects: dict[int, Suspicion] = {}
+        self.gone: dict[int, float] = {}
+        """Dead and left nodes, and since when."""
+        self._up: list[int] | None = None
+
+    def grow(self, node: int) -> None:
+        """Make room for this id."""
+        more = node + 1 - len(self.states)
+        if more > 0:
+            self.records += [None] * more
+            self.samples += [None] * more
+            self.made.extend([0] * more)
+            self.states.extend(bytes(more))
+            self.incarnations += [0] * more
+
+    def knows(self, node: int) -> bool:
+        """Whether there is a record."""
+        return node < len(self.records) and self.records[node] is not None
+
+    def up(self) -> list[int]:
+        """Nodes that are alive or suspect."""
+        if self._up is None:
+            self._up = [i for i in self.ids if self.states[i] <= SUSPECT]
+        return self._up
+
+    def size(self) -> int:
+        """Nodes in the pool, ourselves included."""
+        return len(self.up()) + 1
+
+    def address(self, node: int) -> tuple[str, int]:
+        """Where to send what is meant for it; raises ``LookupError`` for a node without record."""
+        r = self.records[node] if node < len(self.records) else None
+        if r is None:
+            raise LookupError(f"no record of node {node}")
+        return r.addr, r.port
+
+    def put(self, r: NodeInfo) -> None:
+        """A new or newer record."""
+        self.grow(r.id)
+        old = self.records[r.id]
+        if old is None:
+            self.ids.append(r.id)
+            self._up = None
+        if old is None or old.boot != r.boot or (old.addr, old.port) != (r.addr, r.port):
+            self.samples[r.id] = None  # another life numbers its loads anew
+        self.records[r.id] = r
+        self.incarnations[r.id] = max(self.incarnations[r.id], r.incarnation)
+
+    def set_state(self, node: int, state: int) -> None:
+        """Its state from now on."""
+        self.states[node] = state
+        self._up = None
+        if state != SUSPECT:
+            self.suspects.pop(node, None)
+        if state <= SUSPECT:
+            self.gone.pop(node, None)
+
+    def forget(self, node: int) -> None:
+        """As if it had never been."""
+        self.ids.remove(node)
+        self.records[node] = self.samples[node] = None
+        self.incarnations[node] = 0
+        self.set_state(node, ALIVE)
+
+    def adopt(self, other: Table) -> None:
+        """Know what the other one knows: how a simulation begins with a pool that has been up for long."""
+        self.ids, self.records, self.samples = list(other.ids), list(other.records), list(other.samples)
+        self.made = other.made[:]
+        self.states, self.incarnations = other.states[:], list(other.incarnations)
+        self._up = None
+
+    def leave_out(self, node: int) -> None:
+        """Nobody is in his own table."""
+        if self.knows(node):
+            self.forget(node)
+
+    def shift(self, tenths: int) -> None:
+        """We were away for so long: all ages are as when we went."""
+        for i in self.ids:
+            self.made[i] += tenths
+        for s in self.suspects.values():
+            s.since += tenths / 10
+            s.deadline += tenths / 10
+
+    def info(self, node: int, now_tenths: int) -> NodeInfo:
+        """The whole entry of a node, with its age."""
+        r, sample = self.records[node], self.samples[node]
+        assert r is not None
+        age = max(0, now_tenths - self.made[node]) / 10
+        state = NAMES[self.states[node]]
+        if sample is None:
+            return dataclasses.replace(r, state=state, age_s=age)
+        load = sample.load
+        return dataclasses.replace(
+            r, state=state, age_s=age, load=round(load.load, 3), mem_free=load.mem_free, guests=load.guests,
+            accepting=bool(load.flags & ACCEPTING), pool=POOL_STATES[load.flags >> 1 & 3], psi_cpu=_percent(load.psi_cpu),
+            psi_mem=_percent(load.psi_mem), incarnation=self.incarnations[node],
+        )  # fmt: skip
+
+
+def load_of(n: NodeInfo) -> Load:
+    """The changing part of our own entry."""
+    flags = (ACCEPTING if n.accepting else 0) | (POOL_STATES.index(n.pool) if n.pool in POOL_STATES else 0) << 1
+    return Load(n.load, n.mem_free, n.guests, flags, _byte(n.psi_cpu), _byte(n.psi_mem))
+
+
+def _percent(b: int) -> float:
+    return -1.0 if b == 255 else b / 2.0
+
+
+def _byte(percent: float) -> int:
+    return 255 if percent < 0 else min(round(percent * 2), 200)

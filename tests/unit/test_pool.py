@@ -1,0 +1,332 @@
+"""The pool's machine in a virtual world: joins, leaves, deaths, stalls, partitions, lost datagrams, versions of the wire."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omtools.poolsim.world import World
+
+from mig.model import NodeInfo
+from mig.pool import wire
+from mig.pool.message import ACCEPTING, HELLO, NEWS, Digest, Load, Message, Rumor, Sample
+from mig.pool.suspicion import duration
+from mig.pool.timing import Timing, memberlist
+
+LAN = Timing()
+
+
+def world(count: int, *, seed: int = 1, known: bool = True, **kwargs: bool) -> World:
+    w = World(count, LAN, seed, exact=True, **kwargs)
+    if known:
+        w.acquaint()
+    return w
+
+
+def states(w: World, viewer: int) -> dict[int, str]:
+    p = w.nodes[viewer]
+    return {n.id: n.state for n in p.nodes(w.now + w.offsets[viewer])}
+
+
+def seen(w: World, viewer: int, node: int) -> NodeInfo:
+    p = w.nodes[viewer]
+    return next(n for n in p.nodes(w.now + w.offsets[viewer]) if n.id == node)
+
+
+def everybody_sees(w: World, node: int, state: str) -> bool:
+    return all(states(w, v).get(node) == state for v in w.living() if v != node)
+
+
+# -- finding each other -----------------------------------------------------------------------------------------------------------
+
+
+def test_multicast_hellos_make_a_pool_in_two_seconds() -> None:
+    w = world(12, known=False, multicast=True)
+    w.run(2)
+    assert all(states(w, v) == dict.fromkeys(range(1, 13), "alive") for v in w.nodes)
+
+
+def test_one_seed_is_enough_without_multicast() -> None:
+    w = world(0, known=False)
+    for i in range(1, 13):
+        w.add(i, seeds=[1], start=i / 10)
+    w.run(5)
+    assert all(len(states(w, v)) == 12 for v in w.nodes)
+
+
+def test_a_hello_to_the_group_is_not_answered_by_all_of_a_large_pool() -> None:
+    w = World(100, LAN, 1, multicast=True)
+    w.acquaint()
+    w.run(2)
+    r = dataclasses.replace(w.nodes[1].members.own_record(), id=101, addr="10.0.0.101", incarnation=1_700_000_100_000)
+    hello = Message(HELLO, sender=101, records=[r])
+    outcomes = [p.datagram(w.now + w.offsets[i], ("10.0.0.101", 7230), hello, group=True) for i, p in w.nodes.items()]
+    assert 2 <= sum(len(o.sends) for o in outcomes) <= 25
+    w.add(101)
+    w.run(7)
+    assert everybody_sees(w, 101, "alive") and len(states(w, 101)) == 101
+
+
+def test_another_node_with_our_id_is_noticed() -> None:
+    w = world(2)
+    w.run(1)
+    twin = NodeInfo(1, "twin", "10.9.9.9", port=7230, incarnation=5, boot="other")
+    w.nodes[1].datagram(w.now + w.offsets[1], ("10.9.9.9", 7230), Message(HELLO, sender=1, records=[twin]))
+    assert w.nodes[1].clash == "10.9.9.9"
+
+
+# -- what travels -----------------------------------------------------------------------------------------------------------------
+
+
+def test_loads_travel() -> None:
+    w = world(20)
+    w.run(3)
+    w.nodes[2].me.guests, w.nodes[2].me.accepting, w.nodes[2].me.pool, w.nodes[2].me.psi_cpu = 7, False, "leaving", 12.5
+    w.run(8)
+    n = seen(w, 19, 2)
+    assert (n.guests, n.accepting, n.pool, n.psi_cpu, n.psi_mem) == (7, False, "leaving", 12.5, -1.0)
+    assert n.load == pytest.approx(w.nodes[2].me.load, abs=0.5) and n.age_s < 4
+
+
+def test_a_changed_record_reaches_all() -> None:
+    w = world(20)
+    w.run(3)
+    w.nodes[2].me.why_not = "somebody is logged in"
+    w.run(7)
+    assert all(seen(w, v, 2).why_not == "somebody is logged in" for v in w.nodes)
+
+
+def test_urgent_news_need_no_interval() -> None:
+    w = world(60)
+    w.run(5)
+    p = w.nodes[3]
+    p.me.accepting = False
+    w._apply(3, p.urgent(w.now + w.offsets[3], p.me))
+    w.run(w.now + 0.05)
+    assert sum(not seen(w, v, 3).accepting for v in w.nodes if v != 3) > 45
+    w.run(w.now + 3)
+    assert all(not seen(w, v, 3).accepting for v in w.nodes if v != 3)
+
+
+def test_leaving_is_told_at_once() -> None:
+    w = world(12)
+    w.run(3)
+    w.leave(4)
+    w.run(w.now + 0.1)
+    assert everybody_sees(w, 4, "left")
+
+
+# -- life and death ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 12, 60])
+def test_a_death_is_known_to_all_in_eight_seconds(count: int) -> None:
+    w = world(count)
+    w.run(5)
+    w.kill(2)
+    w.run(w.now + 8)
+    assert everybody_sees(w, 2, "dead")
+    assert all(s == "alive" for v in w.living() for i, s in states(w, v).items() if i != 2)
+
+
+def test_a_restarted_node_is_rebooted_for_all() -> None:
+    w = world(8)
+    w.run(3)
+    w.kill(2)
+    w.run(20)
+    changes = []
+    w.watch = lambda viewer, c: changes.append((viewer, c.rebooted, c.before, c.node.state))
+    w.dead.discard(2)
+    w.add(2, seeds=[1])
+    w.run(25)
+    assert everybody_sees(w, 2, "alive")
+    assert sorted(v for v, rebooted, before, _ in changes if rebooted and before == "dead") == [1, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_stalled_node_is_suspect_and_never_dead() -> None:
+    w = world(12)
+    w.run(5)
+    changes = []
+    w.watch = lambda viewer, c: changes.append((viewer, c.node.id, c.node.state))
+    w.stall(5, 20)
+    w.run(24.9)
+    assert everybody_sees(w, 5, "suspect")
+    w.run(27)
+    assert everybody_sees(w, 5, "alive") and all(s == "alive" for s in states(w, 5).values())
+    assert [c for c in changes if c[2] == "dead"] == []
+
+
+def test_our_own_sleep_kills_nobody() -> None:
+    """A laptop that was suspended: the others have declared it dead, it blames nobody, and all see each other soon after."""
+    w = world(6)
+    w.run(5)
+    changes = []
+    w.watch = lambda viewer, c: changes.append((viewer, c.node.id, c.node.state))
+    w.stall(3, 120)
+    w.network.side = {3: 1}  # a suspended machine does not answer knocks either
+    w.run(124)
+    assert everybody_sees(w, 3, "dead")
+    w.network.side = {}
+    w.run(135)
+    assert everybody_sees(w, 3, "alive") and set(states(w, 3).values()) == {"alive"}
+    assert [c for c in changes if c[0] == 3] == []
+
+
+def test_one_that_is_cut_off_sees_all_others_dead_soon() -> None:
+    w = world(12)
+    w.run(5)
+    w.network.side = {7: 1}
+    w.run(14)
+    assert states(w, 7) == {i: "alive" if i == 7 else "dead" for i in range(1, 13)}
+    w.network.side = {}
+    w.run(22)
+    assert all(set(states(w, v).values()) == {"alive"} for v in w.nodes)
+
+
+def test_a_partition_heals_without_multicast() -> None:
+    w = world(12)
+    w.run(5)
+    w.network.side = dict.fromkeys(range(7, 13), 1)
+    w.run(35)
+    assert states(w, 1) == {i: "alive" if i < 7 else "dead" for i in range(1, 13)}
+    w.network.side = {}
+    w.run(47)
+    assert all(set(states(w, v).values()) == {"alive"} for v in w.nodes)
+
+
+def test_a_tenth_of_all_datagrams_lost_kills_nobody() -> None:
+    w = world(30)
+    w.network.loss = 0.1
+    dead = []
+    w.watch = lambda viewer, c: dead.append(c) if c.node.state == "dead" else None
+    w.run(40)
+    assert dead == []
+
+
+def test_dead_nodes_are_forgotten() -> None:
+    w = World(3, dataclasses.replace(LAN, forget_s=20.0), 1)
+    w.acquaint()
+    w.run(3)
+    w.kill(2)
+    w.run(40)
+    assert set(states(w, 1)) == {1, 3}
+
+
+def test_a_lost_rumor_is_repaired() -> None:
+    w = world(10)
+    w.run(3)
+    p = w.nodes[4]
+    for q in w.nodes.values():
+        q.members.rumors.forget(4)
+    p.me.why_not = "repaired"
+    p._look_at_ourselves(w.now + w.offsets[4], p.me)
+    p.members.rumors.forget(4)
+    w.run(60)
+    assert all(seen(w, v, 4).why_not == "repaired" for v in w.nodes)
+
+
+def test_the_same_seed_gives_the_same_world() -> None:
+    a, b = world(20, seed=7), world(20, seed=7)
+    a.network.loss = b.network.loss = 0.2
+    a.run(10)
+    b.run(10)
+    assert (a.datagrams, a.sent) == (b.datagrams, b.sent)
+
+
+def test_suspicion_is_shorter_the_more_confirm_it() -> None:
+    times = [duration(c, 100, 4.0, 24.0) for c in range(4)]
+    assert times[0] == 24.0 and times == sorted(times, reverse=True) and times[2] == times[3] == 4.0
+    assert duration(0, 3, 4.0, 24.0) == 4.0, "nobody is there who could confirm it"
+    assert memberlist().suspicion(1000) == (12.0, 72.0)
+
+
+# -- the wire ---------------------------------------------------------------------------------------------------------------------
+
+RECORDED = bytes.fromhex("00")
+"""A datagram of the first release of version 2, below its seal: a hello with record and load, a rumour, a want and a digest."""
+
+IDS = st.integers(1, 65535)
+BYTES = st.integers(0, 255)
+LOADS = st.builds(Load, st.floats(0, 60000, width=16), st.integers(0, 1 << 50), st.integers(0, 65535), st.integers(0, 7), BYTES, BYTES)
+SAMPLES = st.builds(Sample, IDS, st.integers(0, 65535), LOADS)
+SUMS = st.lists(st.integers(0, (1 << 32) - 1), max_size=61)
+MESSAGES = st.builds(
+    Message, st.integers(1, 7), IDS, st.integers(0, 1 << 24), st.integers(0, 65535), st.booleans(),
+    st.lists(st.builds(Rumor, IDS, st.integers(0, 1 << 45), st.integers(0, 4), IDS), max_size=8),
+    st.lists(st.tuples(BYTES, st.lists(SAMPLES, min_size=1, max_size=9)), max_size=9), st.just([]), st.lists(IDS, max_size=32),
+    st.none() | st.builds(lambda s: Digest(64, 3, tuple(s)), SUMS),
+)  # fmt: skip
+
+
+def flat(m: Message) -> list[tuple[int, Sample]]:
+    return [(age, s) for age, samples in m.loads for s in samples]
+
+
+def through(m: Message) -> Message:
+    return wire.decode({**msgpack.unpackb(msgpack.packb(wire.encode(m))), "f": m.sender})
+
+
+@given(MESSAGES)
+@settings(deadline=None, max_examples=60)
+def test_what_is_sent_arrives_and_is_as_long_as_foretold(m: Message) -> None:
+    got = through(m)
+    assert len(msgpack.packb(wire.encode(m))) <= wire.size(m)
+    sent, arrived = (flat(x) for x in (m, got))
+    for (_, a), (_, b) in zip(sent, arrived, strict=True):
+        assert b.load.mem_free == pytest.approx(a.load.mem_free, rel=0.001, abs=1)
+    assert [(a, s._replace(load=s.load._replace(mem_free=0))) for a, s in sent] == [
+        (a, s._replace(load=s.load._replace(mem_free=0))) for a, s in arrived
+    ]
+    m.loads = got.loads = []
+    assert got == m
+
+
+def test_a_record_arrives() -> None:
+    r = NodeInfo(7, "nödé7", "fe80::1", 7230, incarnation=1 << 41, boot="b", speed=1.5, cpus=0.25, mem_total=1 << 40, why_not="x", cpu="c")
+    m = Message(NEWS, sender=3, records=[r])
+    assert through(m).records == [r]
+    assert len(msgpack.packb(wire.encode(m))) <= wire.size(m)
+
+
+def test_what_a_newer_node_adds_is_ignored() -> None:
+    r = NodeInfo(7, "n7", "10.0.0.7", 7230, incarnation=9)
+    body = wire.encode(Message(HELLO, records=[r], loads=[(2, [Sample(7, 1, Load(1.5))])], rumors=[Rumor(7, 9, 0, 7)]))
+    body |= {"v": 9, "future": {"a": [1]}, "f": 7}
+    body["m"][0] += ["a new field", 17]
+    body["z"], body["l"] = body["z"] + 3, body["l"] + b"new"
+    body["r"] += [7, 9, 77, 7]
+    body["t"] = 99
+    m = wire.decode(body)
+    assert (m.kind, m.records, m.loads, m.rumors) == (99, [r], [(2, [Sample(7, 1, Load(1.5))])], [Rumor(7, 9, 0, 7)])
+    w = world(2)
+    w.run(1)
+    w.nodes[1].datagram(w.now + w.offsets[1], ("10.0.0.7", 7230), m)
+    assert states(w, 1)[7] == "alive"
+
+
+def test_an_older_record_has_defaults() -> None:
+    body = wire.encode(Message(NEWS, records=[NodeInfo(7, "n7", "10.0.0.7", 7230, incarnation=9, boot="b", cpus=4.0)])) | {"f": 7}
+    body["m"][0] = body["m"][0][:7]
+    assert wire.decode(body).records == [NodeInfo(7, "n7", "10.0.0.7", 7230, incarnation=9, boot="b")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"v": None}, {"v": 1}, {"f": None}, {"f": 0}, {"f": 70000}, {"v": "2"}, {"r": [1, 2]}, {"r": [0, 1, 1, 1]}, {"r": 5},
+        {"l": b"123", "z": 3}, {"l": "x" * 13, "z": 13}, {"l": bytes(13), "z": 13}, {"m": [[]]}, {"m": [5]}, {"m": [["x"] * 9]},
+        {"m": [[1, "n", "a", 1, 1, "b", math.nan]]}, {"w": ["x"]}, {"w": {"a": 1}}, {"d": [0, 0, b""]}, {"d": [1, 0, bytes(8)]},
+        {"d": [1, 0, b"123"]}, {"n": -1},
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused(body: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        wire.decode({"v": 2, "f": 1, **body})
+
+
+def test_accepting_is_the_first_flag() -> None:
+    assert Load().flags == ACCEPTING == 1

@@ -1,0 +1,81 @@
+"""Simulate pools and write docs/gossip.md: ``python -m omtools.poolsim`` (``--help``); the figures stay in docs/gossip.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mig.pool.timing import Timing, memberlist
+
+from . import page, scenes
+
+ROOT = Path(__file__).resolve().parents[3]
+FIGURES, PAGE = ROOT / "docs" / "gossip.json", ROOT / "docs" / "gossip.md"
+PRESETS = {"ours": Timing, "memberlist": memberlist}
+SCENES = ("calm", "loss1", "loss10", "loss30", "partition", "stalls")
+
+
+def simulate(nodes: int, preset: str, scene: str, seed: int, seconds: float) -> dict[str, Any]:
+    """One run, as a row of the figures."""
+    timing = PRESETS[preset]()
+    f = scenes.Figures(nodes)
+    began = time.process_time()
+    if scene == "calm":
+        scenes.calm(f, timing, seed, seconds=min(seconds, 20.0), deaths=3 if nodes < 5000 else 1)
+    elif scene.startswith("loss"):
+        scenes.lossy(f, timing, seed, int(scene[4:]) / 100, seconds=seconds)
+    elif scene == "partition":
+        scenes.partitioned(f, timing, seed, seconds=seconds)
+    else:
+        scenes.stalls(f, timing, seed, seconds=seconds)
+    row: dict[str, Any] = {"nodes": nodes, "preset": preset, "scene": scene, "seed": seed, "seconds": seconds}
+    if scene == "calm":
+        a = sorted(f.ages)
+        row |= {"join": f.join, "leave": f.leave, "death": f.death, "bytes_s": f.bytes_s, "busiest": f.busiest}
+        row |= {"age_mean": sum(a) / len(a), "age_p95": a[int(len(a) * 0.95)], "age_max": a[-1]}
+    else:
+        row["false"] = next(iter(f.false_deaths.values()))
+    if scene == "partition":
+        row["healed"] = f.healed
+    row["cpu_s"] = time.process_time() - began
+    return {k: rounded(v) for k, v in row.items()}
+
+
+def rounded(v: Any) -> Any:
+    """Numbers as they are published; None for never."""
+    if isinstance(v, float):
+        return round(v, 2) if v != float("inf") else None
+    return [rounded(x) for x in v] if isinstance(v, (list, tuple)) else v
+
+
+def main() -> int:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m omtools.poolsim", description=__doc__)
+    p.add_argument("--nodes", type=int, action="append", metavar="N", help="pool size; may be repeated (default: 10, 100, 1000)")
+    p.add_argument("--preset", action="append", choices=PRESETS)
+    p.add_argument("--scene", action="append", choices=SCENES)
+    p.add_argument("--seed", type=int, action="append")
+    p.add_argument("--seconds", type=float, default=60.0, help="of loss, partition or stalls (default 60)")
+    p.add_argument("--write", action="store_true", help=f"only write {PAGE.name} from the figures that there are")
+    args = p.parse_args()
+    rows = json.loads(FIGURES.read_text()) if FIGURES.exists() else []
+    if not args.write:
+        for nodes in args.nodes or (10, 100, 1000):
+            for preset in args.preset or PRESETS:
+                for scene in args.scene or SCENES:
+                    for seed in args.seed or (1,):
+                        row = simulate(nodes, preset, scene, seed, args.seconds)
+                        print(json.dumps(row), flush=True)
+                        rows = json.loads(FIGURES.read_text()) if FIGURES.exists() else []
+                        rows = [r for r in rows if page.key(r) != page.key(row)] + [row]
+                        FIGURES.write_text("[\n" + ",\n".join(json.dumps(r) for r in sorted(rows, key=page.key)) + "\n]\n")
+    PAGE.write_text(page.page(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""docs/gossip.md from the figures of simulations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Row = dict[str, Any]
+
+_HEAD = """\
+# How the pool knows itself
+
+Every node has a view of the whole pool (`mig/pool`, a state machine without sockets, clock or chance of its own; `omdiscd` runs it on real
+ones). Node ids, names, addresses and what changes seldom are *records*, fetched once by whoever lacks one. Load, free memory, guests and
+pressure are *samples* of 13 bytes, numbered by their node, that travel with their age: each second a node sends the freshest to ten random
+others (to three while all fit into one datagram). A node that answers neither a probe nor three helpers is *suspect*; a sample that was
+made later, any datagram of its own, or its refutation clears it. Whoever finds it silent also tries whether its kernel takes a TCP
+connection: if so it is stalled (its CPU is taken, our normal case), stays suspect and has 45 s. Otherwise it is *dead* after 4 s, 8 s if
+nobody else noticed. Block, login, leave and death are passed on at once; every 10 s each node compares digests with another, so that what
+was lost is found.
+
+## Figures
+
+Simulated: the same machines, in virtual time, on a network with 0.2 ms + exponential 0.5 ms delay, each node with a clock of its own.
+`python -m omtools.poolsim` makes this page; the rows with their seeds are in [gossip.json](gossip.json). *memberlist* is this machine with
+the published defaults of hashicorp/memberlist for local networks (probe 1 s, timeout 500 ms, 3 helpers, suspicion multipliers 4 and 6,
+gossip 200 ms to 3, retransmit 4) and without what those lack (samples, evidence, knocks, urgent messages). It tells no loads, therefore it
+sends less; its push-pull by TCP is replaced by our digests, its extra TCP ping is left out. Bytes are what a node sends in a second, IP and
+UDP headers and seal included; it receives as much. Where there are several seeds or events the worst is shown.
+"""
+
+
+def key(r: Row) -> tuple[Any, ...]:
+    """What a row is about."""
+    return r["nodes"], ("ours", "memberlist").index(r["preset"]), r["scene"], r["seed"]
+
+
+def page(rows: list[Row]) -> str:
+    """The whole page."""
+    calm = [r for r in rows if r["scene"] == "calm"]
+    out = [_HEAD, "### At rest, and who learns what when", ""]
+    out.append("| nodes | | join known to all | leave | death | age mean | p95 | max | KB/s sent | busiest node | seeds |")
+    out.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    goals = "| 1,000 | *goal* | | | *10 s* | | *5 s* | | *30 (sent and received: 15 each)* | | |"
+    done = False
+    for nodes, preset in groups(calm):
+        if nodes > 1000 and not done:
+            out.append(goals)
+            done = True
+        rs = [r for r in calm if (r["nodes"], r["preset"]) == (nodes, preset)]
+        age = [f"{worst(rs, f):.1f} s" if preset == "ours" else "-" for f in ("age_mean", "age_p95", "age_max")]
+        cells = [f"{nodes:,}", preset, _s(r["join"][0] for r in rs if r["join"]), _s(x for r in rs for x in r["leave"])]
+        cells += [_s(x for r in rs for x in r["death"]), *age, f"{worst(rs, 'bytes_s') / 1000:.1f}", f"{worst(rs, 'busiest') / 1000:.1f}"]
+        out.append(row(*cells, ", ".join(str(r["seed"]) for r in rs)))
+    if not done:
+        out.append(goals)
+    out += ["", "### False deaths", "", "Nodes that lived and were declared dead by anybody, and in how many tables of how many nodes.", ""]
+    names = {"loss1": "1 % loss", "loss10": "10 % loss", "loss30": "30 % loss", "partition": "partition", "stalls": "5 % stalled 10 s"}
+    out.append(row("nodes", "", *names.values(), "partition healed after", "seconds each", "seeds"))
+    out.append("|" + "---|" * (len(names) + 5))
+    bad = [r for r in rows if r["scene"] != "calm"]
+    for nodes, preset in groups(bad):
+        rs = [r for r in bad if (r["nodes"], r["preset"]) == (nodes, preset)]
+        cells = []
+        for scene in names:
+            false = [r["false"] for r in rs if r["scene"] == scene]
+            cells.append(f"{max(a for a, _ in false)} ({max(b for _, b in false):,})" if false else "not run")
+        healed = _s(r["healed"] for r in rs if r["scene"] == "partition")
+        seconds = ", ".join(sorted({f"{r['seconds']:.0f}" for r in rs}))
+        out.append(row(f"{nodes:,}", preset, *cells, healed, seconds, ", ".join(str(s) for s in sorted({r["seed"] for r in rs}))))
+    return "\n".join(out) + "\n" + _TAIL
+
+
+_TAIL = """
+A node that is stalled for longer than it may be suspect and whose kernel does not answer either (a suspended laptop, a paused virtual
+machine) is declared dead; when it wakes up it notices from its clock that it was away, accuses nobody, and refutes.
+
+## The wire
+
+`mig/pool/wire.py`. Append-only: keys, positions in a record and bytes of a sample keep their meaning for ever; what is unknown is ignored,
+what is missing has its default. A daemon says its version in `v` and refuses only what is older than it understands.
+"""
+
+
+def groups(rows: list[Row]) -> list[tuple[int, str]]:
+    """Sizes and presets that there are, in order."""
+    return list(dict.fromkeys((r["nodes"], r["preset"]) for r in sorted(rows, key=key)))
+
+
+def worst(rows: list[Row], field: str) -> float:
+    """The greatest."""
+    return float(max(r[field] for r in rows))
+
+
+def row(*cells: str) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def _s(times: Any) -> str:
+    all_ = list(times)
+    return "-" if not all_ else "never" if None in all_ else f"{max(all_):.1f} s"
