@@ -1,8 +1,7 @@
-"""``omdiscd``: one per node, root, in the foreground.  Puts the parts together and runs them until SIGTERM or SIGINT."""
+"""All parts of one node put together, and run until SIGTERM or SIGINT; :mod:`omdiscd.command` is what is typed."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import hashlib
@@ -12,14 +11,12 @@ import platform
 import random
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 
 import mig
 from mig import paths
-from mig.config import Config, load, split_address
-from mig.config_file import commented
+from mig.config import Config, split_address
 from mig.deputy import orphan
 from mig.errors import MigError
 from mig.kernel import pidfd, procfs
@@ -29,7 +26,7 @@ from mig.model import GuestState, NodeInfo
 from mig.pool.pool import Changed, Pool
 from mig.pool.timing import Timing
 from mig.trust import keys, links, store
-from omdiscd import addresses, logs, ops, resources
+from omdiscd import addresses, ops, resources
 from omdiscd.balancer import Balancer
 from omdiscd.control import Control
 from omdiscd.discovery import Discovery, clock
@@ -47,7 +44,7 @@ from omdiscd.recovery import Recovery
 from omdiscd.reload import Reloader
 from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
-from omdiscd.service import notify, reloading, unit, watchdog
+from omdiscd.service import notify, reloading, watchdog
 from omdiscd.spawn import Spawner
 from omdiscd.steering import Steering
 from omdiscd.switches import Switches
@@ -57,52 +54,6 @@ log = logging.getLogger("omdiscd")
 
 _RECOVERY_S = 0.5
 """Seconds between two looks for what dead agents left: a process of theirs may stand frozen."""
-
-
-def main() -> int:
-    """The console script."""
-    args = _parser().parse_args()
-    logs.to_stderr(logging.DEBUG if args.debug else logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    if args.print_config or args.print_unit:
-        print(commented() if args.print_config else unit(), end="")
-        return 0
-    try:
-        config = load(args.config)
-        if args.check_config:
-            print(config.describe())
-            if os.geteuid() == 0:
-                keys.load()  # raises for a key that is none, or that others may read
-            return 0
-        if os.geteuid() != 0:
-            raise MigError("omdiscd must run as root: it freezes, dumps and restores processes of all users")
-        asyncio.run(Daemon(config, args.interfaces, args.config).run())
-    except MigError as e:
-        print("\n".join(f"omdiscd: {line}" if i == 0 else line for i, line in enumerate(e.lines())), file=sys.stderr)
-        return e.exit_code
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="omdiscd", description="the node daemon: finds peers, tells its load, moves processes")
-    p.add_argument(
-        "-i",
-        dest="interfaces",
-        metavar="IF[,IF]",
-        type=lambda s: s.split(","),
-        default=[],
-        help="interfaces on which to look for other nodes",
-    )
-    p.add_argument("-n", action="store_true", help="stay in the foreground (it always does; accepted as in openMosix)")
-    p.add_argument("-c", dest="config", metavar="FILE", type=Path, help=f"configuration file (default: {paths.CONFIG})")
-    p.add_argument(
-        "--check-config", action="store_true", help="print the configuration as understood and exit; status 2 when it is not valid"
-    )
-    p.add_argument("--print-config", action="store_true", help="print a configuration file with every key, its default and what it means")
-    p.add_argument("--print-unit", action="store_true", help="print a unit for systemd that runs this omdiscd")
-    p.add_argument("--debug", action="store_true", help="log more")
-    p.add_argument("--version", action="version", version=f"omdiscd {mig.__version__}")
-    return p
 
 
 def node_boot() -> str:
@@ -327,7 +278,3 @@ async def _only_one() -> None:
     with s, contextlib.suppress(OSError):
         await asyncio.get_running_loop().sock_connect(s, str(paths.CONTROL))
         raise MigError(f"an omdiscd is running here already: it listens on {paths.CONTROL}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

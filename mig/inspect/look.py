@@ -17,7 +17,7 @@ OUR_MODULES = {
     "mig.agent.main": "a home agent",
     "mig.agent.fileserver": "a home agent's file server",
     "mig.cell.keeper": "a keeper",
-    "omdiscd.app": "omdiscd",
+    "omdiscd.command": "omdiscd",
     "omtools.moslab.cli": "moslab",
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omdiscd import app
+from omdiscd import command
 from omtools import manual, migrate, mosctl, mosmon, mospam, mosps, mosrun
 from omtools.moslab import cli
 
@@ -41,7 +41,7 @@ def help_of(main: Callable[[list[str]], int], *verb: str) -> str:
 def omdiscd_main(argv: list[str]) -> int:
     with pytest.MonkeyPatch.context() as m:
         m.setattr("sys.argv", ["omdiscd", *argv])
-        return app.main()
+        return command.main()
 
 
 def mospam_main(argv: list[str]) -> int:

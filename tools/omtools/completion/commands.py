@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from omdiscd import app
+from omdiscd import command
 
 from omtools import migrate, mosctl, mosmon, mosps, mosrun
 from omtools.completion.model import Command, of_parser
@@ -33,7 +33,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "mosctl": mosctl.parser,
     "mosmon": mosmon.parser,
     "moslab": cli.parser,
-    "omdiscd": app._parser,
+    "omdiscd": command.parser,
 }
 
 
