@@ -164,6 +164,7 @@ class Evictor:
         self.stuck[state.host_pid] = failures
         if not await _settled(k):
             return  # somebody else moves it, or it has ended
+        assert k.state is not None
         if k.state.state != "frozen":
             await self._hold(k, True)
             log.warning("process %d (%s) of %s could not leave and stands frozen: %s", state.pid, state.comm, state.home, failures)
