@@ -453,6 +453,7 @@ class Keeper:
             if self._shelved:  # the roll-back may have thawed it
                 source.group.freeze()
                 await self._tell_shelved()
+            await self.watchers.changed()
             await self.tell_agent("moved", ok=False, error=as_error(result, what, self.node.name).to_wire())
             return
         pause = round((result.ended_at - result.frozen_at) * 1e3, 1)
