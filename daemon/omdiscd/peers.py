@@ -184,6 +184,7 @@ class PeerServer:
             )
             await wire.asend(conn, op="refused", reasons=reasons)
             return
+        m["mode"] = "home" if home.id == info.id else "remote"  # only home shows its own file tree
         m["root_allowed"] = self.config.allow_root_guests  # whatever the source wrote there
         pid = self.spawner.keeper(conn, m)
         log.info("keeper %d prepares for process %d (%s) of %s, asked by %s", pid, facts.pid, facts.comm, home.name, source)
