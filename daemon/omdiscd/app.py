@@ -29,7 +29,7 @@ from mig.model import GuestState, NodeInfo
 from mig.pool.pool import Changed, Pool
 from mig.pool.timing import Timing
 from mig.trust import keys, links, store
-from omdiscd import addresses, ops, resources
+from omdiscd import addresses, logs, ops, resources
 from omdiscd.balancer import Balancer
 from omdiscd.control import Control
 from omdiscd.discovery import Discovery, clock
@@ -62,9 +62,7 @@ _RECOVERY_S = 0.5
 def main() -> int:
     """The console script."""
     args = _parser().parse_args()
-    logging.basicConfig(
-        level=logging.DEBUG if args.debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logs.to_stderr(logging.DEBUG if args.debug else logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     if args.print_config or args.print_unit:
         print(commented() if args.print_config else unit(), end="")
@@ -291,8 +289,7 @@ class Daemon:
         n = c.node
         outcome = "rebooted" if c.rebooted else n.state
         self._learn()
-        log.info("node %s (%s) is %s%s", n.name, n.addr, outcome, f", was {c.before}" if c.before else "")
-        self.events.add("node", to=n.name, outcome=outcome, reason=f"was {c.before}" if c.before else "new")
+        self.events.add("node", to=n.name, addr=n.addr, outcome=outcome, reason=f"was {c.before}" if c.before else "new")
         if c.rebooted or n.state in ("alive", "dead", "left"):
             task = asyncio.ensure_future(self.guests.tell_agents(n, n.state))
             self._tasks.add(task)

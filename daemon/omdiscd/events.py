@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from typing import Any
+
+from omdiscd.event_words import level, line
+
+log = logging.getLogger("omdiscd")
 
 KEEP = 1000
 _BEHIND = 200
@@ -24,7 +29,8 @@ class Events:
         self.relay({"t": time.time(), "kind": kind, **event})
 
     def relay(self, event: dict[str, Any]) -> None:
-        """Record an event that an agent or a keeper reported."""
+        """Record an event that an agent or a keeper reported; it becomes a line of our log."""
+        log.log(level(event), "%s", line(event))
         self._ring.append(event)
         for q in list(self._followers):
             if q.qsize() >= _BEHIND:

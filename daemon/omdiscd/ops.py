@@ -24,6 +24,7 @@ from omdiscd.guests import Guests
 from omdiscd.jobs import Job, Jobs
 from omdiscd.moves import Mover, Subject
 from omdiscd.orders import memory_options
+from omdiscd.pool_events import PoolEvents
 from omdiscd.starts import Starts
 from omdiscd.targets import Targets
 
@@ -85,8 +86,13 @@ class Operations:
         return {"checks": [dataclasses.asdict(c) for c in checks(self.config, self.targets, self.discovery)]}
 
     async def events(self, call: Call) -> dict[str, Any]:
-        """``{follow, since?}``: the events after ``since`` (wall time), as ``{events}`` or, followed, as a stream of ``{event}``."""
+        """``{follow, since?, pool?}``: the events after ``since`` (wall time), as ``{events}`` or, followed, as a stream of ``{event}``.
+
+        ``pool``: those of all nodes, each with the name of its ``node``, and ``silent``: the nodes that did not answer.
+        """
         since = float(call.request.get("since") or 0)
+        if call.request.get("pool"):
+            return await PoolEvents(self.targets, self.events_, since).serve(call, follow=bool(call.request.get("follow")))
         if not call.request.get("follow"):
             return {"events": self.events_.since(since)}
         queue = self.events_.follow()

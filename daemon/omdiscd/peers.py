@@ -18,6 +18,7 @@ from mig.model import NodeInfo, ProcessFacts
 from mig.trust import links
 from mig.trust.store import Peer
 from mig.trust.strangers import Strangers
+from omdiscd import pool_events
 from omdiscd.admission import admit, refusals
 from omdiscd.events import Events
 from omdiscd.guests import Guests
@@ -134,6 +135,8 @@ class PeerServer:
         if op == "info":
             info, k, mem = self.live(but=str(m.get("who", "")))
             return {"op": "info", "node": dataclasses.asdict(info), "reserved_k": k, "reserved_mem": mem}
+        if op == "events":
+            return pool_events.answer(self.events, m)
         if op == "reserve":
             return self._reserve(str(m["who"]), float(m["k"]), int(m["mem"]), start=m.get("start") is True)
         if op == "release":
@@ -187,7 +190,8 @@ class PeerServer:
         m["mode"] = "home" if home.id == info.id else "remote"  # only home shows its own file tree
         m["root_allowed"] = self.config.allow_root_guests  # whatever the source wrote there
         pid = self.spawner.keeper(conn, m)
-        log.info("keeper %d prepares for process %d (%s) of %s, asked by %s", pid, facts.pid, facts.comm, home.name, source)
+        what = f"process {facts.pid} ({facts.comm}) of {home.name}"
+        log.info("move %s: keeper %d prepares for %s, asked by %s", m.get("mid"), pid, what, source)
         # it counts before the samples see it, so that the next one who asks gets the truth
         self.places.come(time.monotonic(), pid, who, facts.rss)
         self.sampler.loads.arrived()

@@ -105,6 +105,10 @@ class Targets:
             return [], False
         return [str(r) for r in m.get("reasons", ())] or [f"{n.name} refuses"], m.get("wait") is True
 
+    async def events(self, n: NodeInfo, **m: Any) -> dict[str, Any] | None:
+        """What happened there, see :func:`omdiscd.pool_events.answer`; None when it does not answer."""
+        return await self._request(n, op="events", **m)
+
     async def _request(self, n: NodeInfo, **m: Any) -> dict[str, Any] | None:
         async def talk() -> dict[str, Any]:
             s = await links.connect(n.id, n.addr, n.port, timeout=_ASK)

@@ -69,6 +69,7 @@ class Agent:
         self._moving = asyncio.Lock()
         self._runner: Runner | None = None
         self._dest = ""
+        self._trail = {"mid": "", "step": ""}  # of the move under way, for its log lines and its event
         self._host_boot = ""
         self._tell: Callable[[MigError], Awaitable[None]] | None = None
         self._progress: Callable[[str], None] | None = None
@@ -139,6 +140,8 @@ class Agent:
         here = self.row.where
 
         def progress(step: str) -> None:
+            self._trail["step"] = step
+            log.info("move %s: process %d (%s) %s -> %s, step %s", self._trail["mid"], self.pid, self.facts.comm, here, to.name, step)
             text = f"{self.facts.comm} ({self.pid}) {here} -> {to.name}: {step}"
             self._tasks.spawn(reply({"op": "progress", "id": ident, "step": step, "text": text}))
 
@@ -154,7 +157,7 @@ class Agent:
         result: dict[str, Any] = {}
         async with self._moving:
             self._set(state="moving")
-            self._dest = to.name
+            self._dest, self._trail = to.name, {"mid": "", "step": "ask"}
             self._tell = lambda e: answer(e, {})
             try:
                 result = await self._move(to, str(m.get("mode", "remote")), float(m.get("timeout") or 0), progress, m)
@@ -173,10 +176,11 @@ class Agent:
     async def _say_moved(self, result: dict[str, Any], error: MigError | None, reason: str) -> None:
         await self.watchers.changed()
         outcome = "arrived" if error is None else error.code
-        failure = {} if error is None else {"error": error.message, "reasons": error.reasons}
+        failure = {} if error is None else {"error": error.message, "reasons": error.reasons, "step": self._trail["step"]}
         await self.watchers.event(
-            t=time.time(), kind="move", comm=self.facts.comm, home=self.node.name, outcome=outcome, reason=reason, **failure, **result
-        )
+            t=time.time(), kind="move", mid=self._trail["mid"], comm=self.facts.comm, home=self.node.name, outcome=outcome, reason=reason,
+            **failure, **result,
+        )  # fmt: skip
 
     async def _move(self, to: NodeInfo, mode: str, timeout: float, progress: Any, order: dict[str, Any]) -> dict[str, Any]:
         memory = str(order.get("memory", "auto")), int(order.get("limit_bps") or 0)
@@ -203,7 +207,7 @@ class Agent:
         what = f"{self.facts.comm} ({self.pid}) could not be moved to {to.name}"
         self.board.hosts[1] = to.id
         for attempt in range(TRIES):
-            mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
+            self._trail["mid"] = mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
             source = HomeSource(self, Destination(to), mid, held=held, memory=memory)
             result = await self._run(Runner(source, list(PLAN), progress=progress, doubt=self._in_doubt), timeout)
             if result.outcome is Outcome.ARRIVED:
@@ -336,7 +340,7 @@ class Agent:
         if k is None:
             raise MigError(f"{self.row.where}, where {self.facts.comm} ({self.pid}) runs, has no connection to us")
         epoch = self.epoch + 1
-        mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
+        self._trail["mid"] = mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
         self.board.hosts[epoch] = to.id
         self._hop = asyncio.get_running_loop().create_future()
         self._arrived.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     verb(
         "events", _events, "show what moved where and why, the latest last",
         ("--follow", {"action": "store_true", "help": "go on and print events as they happen"}),
+        ("--pool", {"action": "store_true", "help": "those of all nodes, each with the name of its node"}),
         ("--since", {"metavar": "S", "type": float, "help": "only those of the last S seconds"}),
     )  # fmt: skip
     mosctl_pool.add_verbs(verb)
@@ -185,39 +185,9 @@ def _pid(a: argparse.Namespace) -> int:
 
 
 def _events(a: argparse.Namespace) -> int:
-    from omtools.client import Client
+    from omtools.events import show
 
-    args: dict[str, Any] = {"follow": a.follow}
-    if a.since is not None:
-        args["since"] = time.time() - a.since
-    with Client() as client:
-        for item in client.stream("events", wait=None if a.follow else 10.0, **args):
-            for event in [item["event"]] if item and "event" in item else (item or {}).get("events", []):
-                output.print_json(event, line=True) if a.json else print(event_line(event), flush=True)
-    return 0
-
-
-def event_line(e: dict[str, Any]) -> str:
-    """An event as a line: when, what, who, from where to where, and how it ended."""
-    clock = time.strftime("%H:%M:%S", time.localtime(float(e.get("t", 0))))
-    words = [clock, str(e.get("kind", "event"))]
-    if e.get("pid"):
-        words.append(f"{e['pid']} ({e['comm']})" if e.get("comm") else str(e["pid"]))
-    if e.get("from") and e.get("to"):
-        words.append(f"{e['from']} → {e['to']}")
-    elif node := e.get("to") or e.get("from") or e.get("home"):
-        words.append(str(node))
-    if e.get("outcome"):
-        words.append(str(e["outcome"]))
-    if e.get("pause_ms") is not None:
-        words.append(f"paused {output.milliseconds(float(e['pause_ms']))}")
-    if e.get("total_ms") is not None:
-        words.append(f"{output.milliseconds(float(e['total_ms']))} in all")
-    if e.get("gain_s") is not None:
-        words.append(f"gains {e['gain_s']:.1f} s, costs {e.get('cost_s', 0):.2f} s")
-    if e.get("bytes"):
-        words.append(output.size(float(e["bytes"])))
-    return f"{'  '.join(words)}{'  because: ' + str(e['reason']) if e.get('reason') else ''}"
+    return show(follow=a.follow, pool=a.pool, since=a.since, json=a.json)
 
 
 def _key(a: argparse.Namespace) -> int:

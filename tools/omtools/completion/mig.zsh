@@ -202,6 +202,7 @@ _mig_mosctl() {
                         '(-h --help)-h[show this help message and exit]' \
                         '(-h --help)--help[show this help message and exit]' \
                         '--follow[go on and print events as they happen]' \
+                        '--pool[those of all nodes, each with the name of its node]' \
                         '--since[only those of the last S seconds]:S: ' \
                         '--json[print JSON]' ;;
                 pool)
