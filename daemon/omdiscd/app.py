@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import platform
@@ -21,12 +20,12 @@ from mig import paths, wire
 from mig.config import Config, load, split_address
 from mig.deputy import orphan
 from mig.errors import MigError
-from mig.kernel import pidfd, procfs
+from mig.kernel import pidfd
 from mig.migration.sweep import sweep
 from mig.model import GuestState, NodeInfo
 from mig.pool.pool import Changed, Pool
 from mig.pool.timing import Timing
-from omdiscd import addresses, ops, resources
+from omdiscd import addresses, node_id, ops, resources
 from omdiscd.balancer import Balancer
 from omdiscd.control import Control
 from omdiscd.discovery import Discovery, clock
@@ -34,6 +33,8 @@ from omdiscd.events import Events
 from omdiscd.guests import Guests
 from omdiscd.jobs import Jobs
 from omdiscd.moves import Mover
+from omdiscd.netwatch import NetWatch
+from omdiscd.node_facts import Facts
 from omdiscd.orders import HomeOrders
 from omdiscd.peers import PeerServer
 from omdiscd.recovery import Recovery
@@ -62,7 +63,10 @@ def main() -> int:
             return 0
         if os.geteuid() != 0:
             raise MigError("omdiscd must run as root: it freezes, dumps and restores processes of all users")
-        asyncio.run(Daemon(config, args.interfaces).run())
+        daemon = Daemon(config, args.interfaces)
+        asyncio.run(daemon.run())
+        if daemon.anew:  # in the same process: whoever watches it sees no end, guests and their helpers see nothing at all
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except MigError as e:
         print("\n".join(f"omdiscd: {line}" if i == 0 else line for i, line in enumerate(e.lines())), file=sys.stderr)
         return e.exit_code
@@ -89,21 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def node_boot() -> str:
-    """Which life of this node it is: changes when the machine boots, and when the container that the node is in is started anew.
-
-    Containers share the kernel's boot id, so the start time of their first process is part of it.
-    """
-    return hashlib.blake2s(f"{pidfd.boot_id()} {procfs.stat(1).start}".encode(), digest_size=8).hexdigest()
-
-
-def node_id(addr: str) -> int:
-    """An id from an address: the low 16 bits of IPv4, a checksum of IPv6; never 0."""
-    if ":" in addr:
-        return int.from_bytes(hashlib.blake2s(addr.encode(), digest_size=2).digest(), "big") or 1
-    return int.from_bytes(socket.inet_aton(addr)[2:], "big") or 1
-
-
 def notify(text: str) -> None:
     """sd_notify: tell systemd our state, when it wants to know."""
     path = os.environ.get("NOTIFY_SOCKET")
@@ -127,6 +116,7 @@ class Daemon:
         info, self.interfaces = _identity(config, interfaces, key)
         self.events = Events()
         self.sampler = Sampler(config, info)
+        self.facts = Facts(info)
         self.guests = Guests(self.me, self.events.relay, self._guests_changed)
         self.guests.on_agent_gone = self._agent_gone
         self.spawner = Spawner(self.me, self.guests, faults=config.faults)
@@ -138,9 +128,13 @@ class Daemon:
         seeds = [split_address(s, config.port) for s in config.seeds] if key else []
         self.members = Pool(info, seeds, timing, random.Random(), clock())
         self.discovery = Discovery(
-            self.members, Seal(self.key, info.id, info.incarnation), group=config.multicast if key else "", interfaces=self.interfaces,
-            me=self.me, changed=self._node_changed,
+            self.members, Seal(self.key, info.id, info.incarnation), group=_group(config, info.addr) if key else "",
+            interfaces=self.interfaces, me=self.me, changed=self._node_changed,
         )  # fmt: skip
+        self.netwatch = NetWatch(config, self.discovery, interfaces or list(config.interfaces), self._start_anew)
+        self.anew = False
+        """Whether omdiscd ends in order to start again."""
+        self._stop = asyncio.Event()
         self.peers = PeerServer(config, self.key, self.sampler, self.guests, self.spawner, self.events)
         self.targets = Targets(config, self.key, self.discovery.nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
@@ -161,7 +155,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until a signal; raises :class:`MigError` when it cannot start."""
         me = self.me()
-        stop = asyncio.Event()
+        stop = self._stop
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stop.set)
@@ -180,6 +174,7 @@ class Daemon:
         )
         parts = (
             self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
+            self.netwatch.run, self.facts.run,
         )  # fmt: skip
         tasks = [asyncio.ensure_future(p()) for p in parts]
         waiting = asyncio.ensure_future(stop.wait())
@@ -190,8 +185,9 @@ class Daemon:
                 t.result()  # a part never ends by itself: this raises what ended it
         finally:
             notify("STOPPING=1")
-            me.state = "left"
-            self.discovery.urgent()
+            if not self.anew:
+                me.state = "left"
+                self.discovery.urgent()
             for t in (*tasks, *self._tasks, waiting):
                 t.cancel()
             await asyncio.gather(*tasks, waiting, return_exceptions=True)
@@ -214,6 +210,11 @@ class Daemon:
         ops.remember_block(not on)
         self.discovery.urgent()
         self.events.add("block" if not on else "noblock", home=me.name, reason=why_not)
+
+    def _start_anew(self, why: str) -> None:
+        log.warning("this node starts anew: %s", why)
+        self.anew = True
+        self._stop.set()
 
     def _guests_changed(self) -> None:
         self.me().guests = self.guests.hosted()
@@ -257,12 +258,17 @@ def _identity(config: Config, interfaces: list[str], key: bytes | None) -> tuple
         chosen = [name]
     blocked = ops.is_blocked() or not config.accept
     info = NodeInfo(
-        id=config.id or node_id(addr), name=config.name or platform.node() or addr, addr=addr, port=config.port,
-        incarnation=time.time_ns() // 1_000_000, boot=node_boot(),
+        id=config.id or node_id.stable(addr), name=config.name or platform.node() or addr, addr=addr, port=config.port,
+        incarnation=time.time_ns() // 1_000_000, boot=node_id.boot(),
         speed=config.speed or resources.speed(), cpus=config.cpus or resources.cpus(),
         accepting=not blocked, why_not="blocked by its administrator" if blocked else "", version=mig.__version__,
     )  # fmt: skip
     return info, chosen
+
+
+def _group(config: Config, addr: str) -> str:
+    """The multicast group of our address's kind."""
+    return config.multicast6 if ":" in addr else config.multicast
 
 
 async def _only_one() -> None:
