@@ -17,7 +17,6 @@ from omdiscd.discovery import Discovery
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 5.0
 _ALONE_S = 30.0
 """Seconds without any other node after which we say so, once."""
 
@@ -40,7 +39,7 @@ class NetWatch:
             await asyncio.Event().wait()  # loopback neither changes nor goes
         self._second_card(me.addr)
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(self.config.hello_s)
             self.look()
 
     def look(self) -> None:
