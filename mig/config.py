@@ -83,14 +83,21 @@ class Config:
 
     # Whether guests are accepted at all when the daemon starts; `mosctl block` changes it at run time.
     accept: bool = True
-    # Users and groups whose processes may come, as first and last id.  The default leaves system accounts and `nobody` out.
-    uids: tuple[int, int] = (1000, 65533)
-    gids: tuple[int, int] = (1000, 65533)
+    # Users and groups whose processes may come, as first and last id; every id that a process has or could take on must be allowed.  The
+    # default leaves system accounts and `nobody` out.  Wider: more can come; cost: those accounts of this node act for other nodes.
+    allow_uids: tuple[int, int] = (1000, 65533)
+    allow_gids: tuple[int, int] = (1000, 65533)
     # Whether guests may be root's, and then also any other user's.  Whoever is root on a node of the pool then acts as root here: only
     # where all nodes trust each other.
     allow_root_guests: bool = False
-    # Guests beyond this many are refused.  A keeper with its helpers costs about 60 MB.
+    # Homes whose processes may come: names, ids, addresses or networks ("10.0.0.0/24") of nodes.  Empty: every node of the pool, as all
+    # of them have the cluster key.  A node that is listed is still asked for the key; names and ids are what gossip says.
+    allow_from: tuple[str, ...] = ()
+    # Guests beyond this many are refused.  More: more can come; cost: a keeper with its helpers takes about 60 MB.
     max_guests: int = 64
+    # Memory that all guests together may have here; what would go beyond it is refused when it comes (a guest that grows later is not
+    # stopped).  0: all but `mem_reserve`.  More: more can come; cost: less for the processes of this node.
+    max_memory: int = 0
     # Free memory that a guest must leave.  More: safer against swapping; cost: fewer guests.
     mem_reserve: int = 64 << 20
 
@@ -172,10 +179,12 @@ class Config:
                 out.append(f"{f} = {getattr(self, f)}: must not be negative")
         if self.dead_s <= self.suspect_s:
             out.append(f"dead_s = {self.dead_s}: must be greater than suspect_s = {self.suspect_s}")
-        for f in ("uids", "gids"):
+        for f in ("allow_uids", "allow_gids"):
             low, high = getattr(self, f)
             if low > high:
                 out.append(f"{f} = [{low}, {high}]: first is greater than last")
+            elif low <= 0:
+                out.append(f"{f} = [{low}, {high}]: begins below 1; root's processes are let in by allow_root_guests")
         return out
 
     def describe(self) -> str:
@@ -185,7 +194,8 @@ class Config:
 
 _POSITIVE = ("hello_s", "gossip_s", "fanout", "suspect_s", "forget_s", "sample_s", "balance_s", "bandwidth", "transfers", "move_timeout_s")
 _NOT_NEGATIVE = (
-    "speed", "cpus", "mem_total", "max_guests", "mem_reserve", "min_age_s", "rest_s", "epsilon_home", "epsilon_placed", "freeze_s",
+    "speed", "cpus", "mem_total", "max_guests", "max_memory", "mem_reserve",
+    "min_age_s", "rest_s", "epsilon_home", "epsilon_placed", "freeze_s",
     "setup_s",
     "transfer_cpu",
 )  # fmt: skip

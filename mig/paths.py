@@ -26,6 +26,8 @@ FAULTS = RUN / "faults"
 """Named fault points that are switched on (see mig.migration.faults)."""
 LOGS = RUN / "log"
 """stderr of agents and keepers."""
+TRUST = RUN / "trust"
+"""This node's private key, and whose certificate is whose (mig.trust.store); for root alone."""
 
 CONFIG = Path(os.environ.get("MIG_CONFIG", "/etc/mig/omdiscd.toml"))
 KEY = Path(os.environ.get("MIG_KEY", "/etc/mig/cluster.key"))
@@ -40,3 +42,4 @@ def make_run_dirs() -> None:
     """Create the run-time tree, readable by all (sockets have their own modes), writable by root."""
     for d in (RUN, AGENTS, KEEPERS, JOURNAL, WORK, FAULTS, LOGS):
         d.mkdir(mode=0o755, parents=True, exist_ok=True)
+    TRUST.mkdir(mode=0o700, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 
 from mig.config import Config
@@ -37,15 +38,23 @@ def refusals(me: NodeInfo) -> list[str]:
     return [] if me.accepting else [f"{me.name} does not accept guests: {me.why_not or 'blocked'}"]
 
 
-def admit(facts: ProcessFacts, home: NodeInfo, me: NodeInfo, config: Config, *, hosted: int, reserved_mem: int) -> list[str]:
-    """Every reason to refuse the process of ``facts``.  One whose home is here is always taken back."""
+def admit(
+    facts: ProcessFacts, home: NodeInfo, me: NodeInfo, config: Config, *, hosted: int, reserved_mem: int, hosted_mem: int = 0
+) -> list[str]:
+    """Every reason to refuse the process of ``facts``.  One whose home is here is always taken back.
+
+    ``hosted``, ``hosted_mem``: guests that are here, and their memory; ``reserved_mem``: bytes promised to others or on their way.
+    """
     if home.id == me.id:
         return []
     out = refusals(me)
-    for what, ids, (low, high) in (("user", facts.uids or [facts.uid], config.uids), ("group", facts.gids or [facts.gid], config.gids)):
+    if config.allow_from and not any(_is(home, who) for who in config.allow_from):
+        out.append(f"{me.name} takes no process of {home.name} (allow_from: {', '.join(config.allow_from)})")
+    users, groups = {facts.uid, *facts.uids}, {facts.gid, *facts.gids}
+    for what, ids, (low, high) in (("user", users, config.allow_uids), ("group", groups, config.allow_gids)):
         if config.allow_root_guests:
             continue  # a root guest could become any user: keeping the others out would protect nothing
-        for i in sorted(set(ids)):
+        for i in sorted(ids):
             if not low <= i <= high:
                 hint = "; allow_root_guests would let it in" if i == 0 else ""
                 out.append(f"{me.name} takes no process of {what} {i} (allowed: {low} to {high}{hint})")
@@ -54,4 +63,17 @@ def admit(facts: ProcessFacts, home: NodeInfo, me: NodeInfo, config: Config, *, 
     free = me.mem_free - reserved_mem - config.mem_reserve
     if me.mem_total and facts.rss > free:
         out.append(f"{me.name} has {max(0, free) >> 20} MiB of memory to give, the process needs {facts.rss >> 20} MiB")
+    if config.max_memory and hosted_mem + reserved_mem + facts.rss > config.max_memory:
+        left = max(0, config.max_memory - hosted_mem - reserved_mem)
+        out.append(f"{me.name} has {left >> 20} MiB left for guests (max_memory), the process needs {facts.rss >> 20} MiB")
     return out
+
+
+def _is(node: NodeInfo, who: str) -> bool:
+    """Whether ``who`` (an entry of ``allow_from``) names ``node``."""
+    if who in (node.name, str(node.id), node.addr):
+        return True
+    try:
+        return "/" in who and ipaddress.ip_address(node.addr) in ipaddress.ip_network(who, strict=False)
+    except ValueError:
+        return False

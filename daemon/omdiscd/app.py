@@ -16,15 +16,18 @@ import time
 from pathlib import Path
 
 import mig
-from mig import paths, wire
+from mig import paths
 from mig.config import Config, load, split_address
+from mig.config_file import commented
 from mig.deputy import orphan
 from mig.errors import MigError
 from mig.kernel import pidfd
+from mig.kernel.cgroup import leave_unit
 from mig.migration.sweep import sweep
 from mig.model import GuestState, NodeInfo
 from mig.pool.pool import Changed, Pool
 from mig.pool.timing import Timing
+from mig.trust import keys, links, store
 from omdiscd import addresses, node_id, ops, resources
 from omdiscd.balancer import Balancer
 from omdiscd.control import Control
@@ -38,8 +41,10 @@ from omdiscd.node_facts import Facts
 from omdiscd.orders import HomeOrders
 from omdiscd.peers import PeerServer
 from omdiscd.recovery import Recovery
+from omdiscd.reload import Reloader
 from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
+from omdiscd.service import notify, reloading, unit, watchdog
 from omdiscd.spawn import Spawner
 from omdiscd.targets import Targets
 
@@ -56,14 +61,19 @@ def main() -> int:
         level=logging.DEBUG if args.debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    if args.print_config or args.print_unit:
+        print(commented() if args.print_config else unit(), end="")
+        return 0
     try:
         config = load(args.config)
         if args.check_config:
             print(config.describe())
+            if os.geteuid() == 0:
+                keys.load()  # raises for a key that is none, or that others may read
             return 0
         if os.geteuid() != 0:
             raise MigError("omdiscd must run as root: it freezes, dumps and restores processes of all users")
-        daemon = Daemon(config, args.interfaces)
+        daemon = Daemon(config, args.interfaces, args.config)
         asyncio.run(daemon.run())
         if daemon.anew:  # in the same process: whoever watches it sees no end, guests and their helpers see nothing at all
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -88,62 +98,58 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--check-config", action="store_true", help="print the configuration as understood and exit; status 2 when it is not valid"
     )
+    p.add_argument("--print-config", action="store_true", help="print a configuration file with every key, its default and what it means")
+    p.add_argument("--print-unit", action="store_true", help="print a unit for systemd that runs this omdiscd")
     p.add_argument("--debug", action="store_true", help="log more")
     p.add_argument("--version", action="version", version=f"omdiscd {mig.__version__}")
     return p
 
 
-def notify(text: str) -> None:
-    """sd_notify: tell systemd our state, when it wants to know."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
-            try:
-                s.sendto(text.encode(), "\0" + path[1:] if path.startswith("@") else path)
-            except OSError as e:
-                log.warning("cannot tell systemd %s: %s", text, e.strerror)
 
 
 class Daemon:
     """All parts of one node."""
 
-    def __init__(self, config: Config, interfaces: list[str]) -> None:
+    def __init__(self, config: Config, interfaces: list[str], file: Path | None = None) -> None:
         self.config = config
         paths.make_run_dirs()
-        key = wire.load_key()
-        if key is None:
+        cluster = keys.load()
+        if not cluster:
             log.warning("no cluster key in %s: this node speaks on loopback only, with nobody", paths.KEY)
-        info, self.interfaces = _identity(config, interfaces, key)
+        info, self.interfaces = _identity(config, interfaces, bool(cluster))
+        self.known = links.known()
         self.events = Events()
         self.sampler = Sampler(config, info)
         self.facts = Facts(info)
         self.guests = Guests(self.me, self.events.relay, self._guests_changed)
         self.guests.on_agent_gone = self._agent_gone
         self.spawner = Spawner(self.me, self.guests, faults=config.faults)
-        self.sampler.helpers = lambda: self.spawner.pids | self.guests.helpers()
+        self.sampler.helpers = lambda: self.spawner.pids | self.guests.helpers() | {links.pid()}
         self.sampler.guests = self.guests.hosts
         # without a key: one that nobody else has, so that local users can neither join nor order
-        self.key = key or os.urandom(32)
+        seal = Seal(cluster or [os.urandom(keys.SIZE)], info.id, info.incarnation)
         timing = Timing.of(config)
-        seeds = [split_address(s, config.port) for s in config.seeds] if key else []
+        seeds = [split_address(s, config.port) for s in config.seeds] if cluster else []
         self.members = Pool(info, seeds, timing, random.Random(), clock())
         self.discovery = Discovery(
-            self.members, Seal(self.key, info.id, info.incarnation), group=_group(config, info.addr) if key else "",
+            self.members, seal, group=_group(config, info.addr) if cluster else "",
             interfaces=self.interfaces, me=self.me, changed=self._node_changed,
         )  # fmt: skip
         self.netwatch = NetWatch(config, self.discovery, interfaces or list(config.interfaces), self._start_anew)
         self.anew = False
         """Whether omdiscd ends in order to start again."""
         self._stop = asyncio.Event()
-        self.peers = PeerServer(config, self.key, self.sampler, self.guests, self.spawner, self.events)
-        self.targets = Targets(config, self.key, self.discovery.nodes, self.me)
+        self.peers = PeerServer(config, self._nodes, self.sampler, self.guests, self.spawner, self.events)
+        self.targets = Targets(config, self._nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
         self.balancer = Balancer(config, self.sampler, self.guests, self.jobs, self.mover, self.targets, self.events)
         self.recovery = Recovery(info.id, self.guests, self.spawner)
+        self.reloader = Reloader(file, config, seal, bool(cluster))
         operations = ops.Operations(
-            config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept
+            config, self.targets, self.guests, self.mover, self.jobs, self.balancer, self.events, self.discovery, self.accept,
+            self.reloader.reload,
         )
         self.control = Control(paths.CONTROL, operations.table())
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,6 +158,9 @@ class Daemon:
         """Our own entry; the one object that all parts read."""
         return self.sampler.info
 
+    def _nodes(self) -> list[NodeInfo]:
+        return self.discovery.nodes()
+
     async def run(self) -> None:
         """Serve until a signal; raises :class:`MigError` when it cannot start."""
         me = self.me()
@@ -159,12 +168,16 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup)
         await _only_one()
         try:
             await self.discovery.start()
             self.peers.start(me.addr, me.port)
         except OSError as e:
             raise MigError(f"cannot listen on {me.addr} port {me.port}: {e.strerror}", hint="is another omdiscd running here?") from e
+        links.start()
+        leave_unit(links.pid())
+        self._learn()
         self.jobs.load()
         self.guests.look()
         self.control.start()
@@ -175,6 +188,7 @@ class Daemon:
         parts = (
             self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
             self.netwatch.run, self.facts.run,
+            self._keep_learning, watchdog,
         )  # fmt: skip
         tasks = [asyncio.ensure_future(p()) for p in parts]
         waiting = asyncio.ensure_future(stop.wait())
@@ -195,11 +209,25 @@ class Daemon:
             self.peers.close()
             self.control.close()
 
+    def _hangup(self) -> None:
+        reloading()
+        self.reloader.at_signal()
+        notify("READY=1")
+
     async def _recover(self) -> None:
         while True:
             await asyncio.sleep(_RECOVERY_S)
             self.recovery.look()
             await asyncio.to_thread(sweep)
+
+    async def _keep_learning(self) -> None:
+        while True:
+            self._learn()
+            await asyncio.sleep(1)
+
+    def _learn(self) -> None:
+        """Whose certificate is whose, from gossip, for all processes of this node."""
+        self.known.write((n.id, n.name, n.fingerprint) for n in (*self.discovery.nodes(), self.me()))
 
     # -- what parts tell each other -----------------------------------------------------------------------------------------------
 
@@ -234,6 +262,7 @@ class Daemon:
     def _node_changed(self, c: Changed) -> None:
         n = c.node
         outcome = "rebooted" if c.rebooted else n.state
+        self._learn()
         log.info("node %s (%s) is %s%s", n.name, n.addr, outcome, f", was {c.before}" if c.before else "")
         self.events.add("node", to=n.name, outcome=outcome, reason=f"was {c.before}" if c.before else "new")
         if c.rebooted or n.state in ("alive", "dead", "left"):
@@ -242,11 +271,11 @@ class Daemon:
             task.add_done_callback(self._tasks.discard)
 
 
-def _identity(config: Config, interfaces: list[str], key: bytes | None) -> tuple[NodeInfo, list[str]]:
+def _identity(config: Config, interfaces: list[str], key: bool) -> tuple[NodeInfo, list[str]]:
     """Our entry, and the interfaces to say hello on; raises :class:`MigError` for an interface that does not exist."""
     chosen = interfaces or list(config.interfaces)
     try:
-        if key is None:
+        if not key:
             addr, chosen = "127.0.0.1", []
         else:
             addr = config.addr or (addresses.first_address(chosen[0]) if chosen else addresses.default_address())
@@ -254,7 +283,7 @@ def _identity(config: Config, interfaces: list[str], key: bytes | None) -> tuple
                 socket.if_nametoindex(name)
     except (LookupError, OSError) as e:
         raise MigError(f"cannot use interface {', '.join(chosen)}: {e}", hint="see: ip address") from e
-    if key is not None and not chosen and (name := addresses.interface_of(addr)):
+    if key and not chosen and (name := addresses.interface_of(addr)):
         chosen = [name]
     blocked = ops.is_blocked() or not config.accept
     info = NodeInfo(
@@ -262,6 +291,7 @@ def _identity(config: Config, interfaces: list[str], key: bytes | None) -> tuple
         incarnation=time.time_ns() // 1_000_000, boot=node_id.boot(),
         speed=config.speed or resources.speed(), cpus=config.cpus or resources.cpus(),
         accepting=not blocked, why_not="blocked by its administrator" if blocked else "", version=mig.__version__,
+        fingerprint=store.make_identity(),
     )  # fmt: skip
     return info, chosen
 

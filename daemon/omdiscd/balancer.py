@@ -187,7 +187,7 @@ class Balancer:
             uid = procfs.status(p.pid).uids[0]
         except ProcessLookupError:
             return "it has ended"
-        if not self.config.allow_root_guests and not self.config.uids[0] <= uid <= self.config.uids[1]:
+        if not self.config.allow_root_guests and not self.config.allow_uids[0] <= uid <= self.config.allow_uids[1]:
             return f"processes of user {uid} are not moved"
         return ""
 

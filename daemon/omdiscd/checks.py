@@ -50,7 +50,7 @@ def checks(config: Config, targets: Targets, discovery: Discovery) -> list[Check
 
 
 def _key() -> Check:
-    remedy = f"make 32 random bytes in {paths.KEY}, mode 600, the same on all nodes"
+    remedy = "mosctl key new on one node, then on it: mosctl key show | ssh NODE mosctl key install, for each other node"
     try:
         mode = stat.S_IMODE(paths.KEY.stat().st_mode)
     except FileNotFoundError:

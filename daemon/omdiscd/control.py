@@ -20,6 +20,7 @@ import zmq.asyncio
 
 from mig import wire
 from mig.errors import BadInput, MigError
+from mig.trust.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Control:
         self.path, self.handlers = path, handlers
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
+        self._strangers = Strangers()
         self._running: dict[bytes, set[asyncio.Task[None]]] = {}
 
     def start(self) -> None:
@@ -136,6 +138,7 @@ class Control:
         try:
             call.request = wire.unpack(body)
         except wire.WireError as e:
+            self._strangers.say(log, f"process {call.caller.pid} of user {call.caller.uid}", f"what it sends is no request: {e}")
             raise BadInput(f"not a request: {e}") from None
         v, op = call.request.get("v"), call.request.get("op")
         if not isinstance(v, int) or not wire.OLDEST <= v <= wire.VERSION:

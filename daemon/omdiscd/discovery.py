@@ -13,8 +13,9 @@ from typing import Any
 from mig.model import NodeInfo
 from mig.pool import wire
 from mig.pool.pool import GROUP, Changed, Knock, Outcome, Pool, Send
+from mig.trust.strangers import Strangers
 from omdiscd.gossip_sockets import GossipSockets
-from omdiscd.seal import Seal, SealError
+from omdiscd.seal import Reflected, Seal, SealError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Discovery:
         """Where the group shall be heard, whether or not it can be now."""
         self.rejected = 0
         """Datagrams that were not sealed with our key, damaged or repeated."""
+        self.strangers = Strangers()
         self.multicast_heard = 0
         self._said: dict[str, float] = {}
         self._knocking: set[asyncio.Task[None]] = set()
@@ -84,14 +86,15 @@ class Discovery:
         try:
             body = self.seal.open(data)
             message = wire.decode(body)
+        except Reflected:
+            if not group:  # our own hello to the group comes back by itself
+                self._refuse(source, "sends our own datagrams back to us")
+            return
         except SealError as e:
-            self.rejected += 1
-            if str(e) != "seen before":
-                self.say(f"datagrams from {source[0]} are ignored: {e}")
+            self._refuse(source, f"its datagrams are ignored: {e}")
             return
         except ValueError as e:
-            self.rejected += 1
-            self.say(f"datagrams from {source[0]} make no sense: {e}")
+            self._refuse(source, f"its datagrams make no sense: {e}")
             return
         me = self.members.me
         if group and message.sender != me.id:
@@ -100,6 +103,10 @@ class Discovery:
         if self.members.clash:
             self.say(f"node {self.members.clash} uses our id {me.id}: give one of the two another id in its configuration")
         self._apply(outcome)
+
+    def _refuse(self, source: tuple[Any, ...], why: str) -> None:
+        self.rejected += 1
+        self.strangers.say(log, str(source[0]), why)
 
     def close(self) -> None:
         """Close all sockets."""

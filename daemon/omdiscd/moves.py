@@ -232,7 +232,7 @@ class Mover:
         deadline = asyncio.get_running_loop().time() + patience
         if s.keeper is not None:
             home = self.targets.find(s.home)
-            return from_host(home, self.targets.key, s.home_pid, s.where, order, deadline)
+            return from_host(home, s.home_pid, s.where, order, deadline)
         return at_home(s.agent or await self.spawner.agent(s.pid), order, deadline)
 
     async def lock_at_home(self, s: Subject, on: bool) -> None:

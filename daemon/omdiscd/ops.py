@@ -34,17 +34,17 @@ class Operations:
 
     def __init__(
         self, config: Config, targets: Targets, guests: Guests, mover: Mover, jobs: Jobs, balancer: Balancer, events: Events,
-        discovery: Discovery, accept: Callable[[bool, str], None],
+        discovery: Discovery, accept: Callable[[bool, str], None], reload: Callable[[], list[str]],
     ) -> None:  # fmt: skip
         self.config, self.targets, self.guests, self.mover, self.jobs = config, targets, guests, mover, jobs
-        self.balancer, self.events_, self.discovery, self._accept = balancer, events, discovery, accept
+        self.balancer, self.events_, self.discovery, self._accept, self._reload = balancer, events, discovery, accept, reload
 
     def table(self) -> dict[str, Handler]:
         """Handlers by op."""
         return {
             "status": self.status, "whois": self.whois, "guests": self.list_guests, "migrate": self.migrate, "job": self.job,
             "block": self.block, "noblock": self.noblock, "lock": self.lock, "unlock": self.unlock, "why": self.why,
-            "events": self.events, "doctor": self.doctor,
+            "events": self.events, "doctor": self.doctor, "reload": self.reload,
         }  # fmt: skip
 
     # -- looking ------------------------------------------------------------------------------------------------------------------
@@ -199,6 +199,11 @@ class Operations:
         _only_root(call.caller, "unblock this node")
         self._accept(True, "")
         return {}
+
+    async def reload(self, call: Call) -> dict[str, Any]:
+        """``{}`` -> ``{said}``: configuration and keys are read again; what changed, and what waits for a restart."""
+        _only_root(call.caller, "have omdiscd read its configuration again")
+        return {"said": self._reload()}
 
     async def lock(self, call: Call) -> dict[str, Any]:
         """``{pid}``: the balancer leaves it alone."""

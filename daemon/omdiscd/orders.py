@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mig import wire
 from mig.errors import BadInput, CannotMove, MigError
 from mig.model import NodeInfo
+from mig.trust import links
 from omdiscd.guests import Guests, Link
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ async def at_home(link: Link, order: dict[str, Any], deadline: float) -> Answers
         link.done(i)
 
 
-async def from_host(home: NodeInfo, key: bytes, pid: int, where: str, order: dict[str, Any], deadline: float) -> Answers:
+async def from_host(home: NodeInfo, pid: int, where: str, order: dict[str, Any], deadline: float) -> Answers:
     """Give ``order`` for the guest ``pid`` of ``home``, which runs here (``where``), to home's omdiscd; otherwise as :func:`at_home`."""
     try:
-        s = await wire.connect(home.addr, home.port, key)
+        s = await links.connect(home.id, home.addr, home.port)
     except (OSError, TimeoutError) as e:
         raise CannotMove(f"{home.name}, the home of process {pid}, cannot be reached: {e or 'no answer'}") from e
     with s:

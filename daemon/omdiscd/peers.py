@@ -13,7 +13,11 @@ from typing import Any
 from mig import wire
 from mig.config import Config
 from mig.migration import journal
+from mig.migration.peer import SILENCE
 from mig.model import NodeInfo, ProcessFacts
+from mig.trust import links
+from mig.trust.store import Peer
+from mig.trust.strangers import Strangers
 from omdiscd.admission import Reservations, admit, refusals
 from omdiscd.events import Events
 from omdiscd.guests import Guests
@@ -27,15 +31,21 @@ Order = Callable[[socket.socket, dict[str, Any]], Awaitable[None]]
 _IDLE = 30.0
 """Seconds between two requests on one connection."""
 _BACKLOG = 64
+_GREETERS = 64
+"""Connections that may be about to prove who they are; more are dropped, so that strangers cannot use up our descriptors."""
 _ARRIVAL = 60.0
 """Seconds after which a guest that was announced and is not running yet counts no more."""
 
 
 class PeerServer:
-    """Accepts proved connections; each carries any number of questions, or ends as a keeper's."""
+    """Accepts connections of nodes of the pool; each carries any number of questions, or ends as a keeper's."""
 
-    def __init__(self, config: Config, key: bytes, sampler: Sampler, guests: Guests, spawner: Spawner, events: Events) -> None:
-        self.config, self.key, self.sampler, self.guests, self.spawner, self.events = config, key, sampler, guests, spawner, events
+    def __init__(
+        self, config: Config, nodes: Callable[[], list[NodeInfo]], sampler: Sampler, guests: Guests, spawner: Spawner, events: Events
+    ) -> None:
+        self.config, self.sampler, self.guests, self.spawner, self.events = config, sampler, guests, spawner, events
+        self.nodes, self.strangers = nodes, Strangers()
+        self._greeting = 0
         self.reservations = Reservations()
         self.order: Order | None = None
         """Who serves the orders of nodes on which guests of ours run."""
@@ -64,7 +74,11 @@ class PeerServer:
                 log.warning("accept: %s", e)  # out of descriptors, or the peer gave up in the queue
                 await asyncio.sleep(0.1)
                 continue
-            task = asyncio.ensure_future(self._serve(conn, str(source[0])))
+            if self._greeting >= _GREETERS:
+                self.strangers.say(log, str(source[0]), f"a connection was dropped: {_GREETERS} others have not said who they are")
+                conn.close()
+                continue
+            task = asyncio.ensure_future(self._meet(conn, str(source[0])))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -85,11 +99,20 @@ class PeerServer:
         mem += sum(a[1] for a in self._arriving.values())
         return dataclasses.replace(self.sampler.live(), guests=self.guests.hosted()), k, mem
 
-    async def _serve(self, conn: socket.socket, source: str) -> None:
-        conn.setblocking(False)
+    async def _meet(self, conn: socket.socket, source: str) -> None:
+        self._greeting += 1
         try:
-            wire.tune(conn)
-            await wire.prove(conn, self.key, server=True)
+            s, peer = await links.accept(conn, dead_after=SILENCE)
+        except (OSError, TimeoutError) as e:
+            self.strangers.say(log, source, f"its connections are turned away: {e or 'no greeting in time'}")
+            return
+        finally:
+            self._greeting -= 1
+        await self._serve(s, peer)
+
+    async def _serve(self, conn: socket.socket, peer: Peer) -> None:
+        source = peer.name
+        try:
             while True:
                 m = await asyncio.wait_for(wire.arecv(conn), _IDLE)
                 if m.get("op") == "prepare":
@@ -102,7 +125,7 @@ class PeerServer:
         except (EOFError, TimeoutError):
             pass  # the peer has asked all that it wanted
         except (OSError, ValueError, TypeError, KeyError) as e:
-            log.warning("connection from %s: %s: %s", source, type(e).__name__, e)
+            self.strangers.say(log, source, f"its question makes no sense: {type(e).__name__}: {e}")
         finally:
             conn.close()
 
@@ -135,11 +158,27 @@ class PeerServer:
             self.reservations.hold(now, who, k, mem)
         return {"op": "reserved", "ok": not reasons, "reasons": reasons}
 
+    def _home(self, m: dict[str, Any]) -> NodeInfo | None:
+        """The home that a request names, as the pool knows that node: what a source says of another node's address counts for nothing."""
+        said = NodeInfo.from_map(m["home"])
+        home = next((n for n in self.nodes() if n.id == said.id), None)
+        if home is not None:
+            m["home"] = dataclasses.asdict(home)
+        return home
+
+    def _hosted_mem(self) -> int:
+        home = self.sampler.info.name
+        return sum(k.state.rss for k in self.guests.keepers() if k.state and k.state.home != home)
+
     async def _prepare(self, conn: socket.socket, m: dict[str, Any], source: str) -> None:
-        facts, home = ProcessFacts.from_map(m["facts"]), NodeInfo.from_map(m["home"])
+        facts, home = ProcessFacts.from_map(m["facts"]), self._home(m)
+        if home is None:
+            why = f"{self.sampler.info.name} does not know the home of the process yet, node {m['home'].get('id')}"
+            await wire.asend(conn, op="refused", reasons=[why])
+            return
         who = reservation(home.id, facts.pid)
         info, _, reserved = self.live(but=who)
-        reasons = admit(facts, home, info, self.config, hosted=info.guests, reserved_mem=reserved)
+        reasons = admit(facts, home, info, self.config, hosted=info.guests, reserved_mem=reserved, hosted_mem=self._hosted_mem())
         if int(m.get("v", wire.VERSION)) > wire.VERSION or int(m.get("v", wire.VERSION)) < wire.OLDEST:
             reasons.append(f"{info.name} speaks version {wire.VERSION}, the source {m.get('v')}")
         self.reservations.release(who)
@@ -150,6 +189,8 @@ class PeerServer:
             )
             await wire.asend(conn, op="refused", reasons=reasons)
             return
+        m["mode"] = "home" if home.id == info.id else "remote"  # only home shows its own file tree
+        m["root_allowed"] = self.config.allow_root_guests  # whatever the source wrote there
         pid = self.spawner.keeper(conn, m)
         log.info("keeper %d prepares for process %d (%s) of %s, asked by %s", pid, facts.pid, facts.comm, home.name, source)
         # it counts before the samples see it, so that the next one who asks gets the truth

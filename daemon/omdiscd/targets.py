@@ -13,6 +13,7 @@ from mig.economy.policy import Knobs
 from mig.economy.price import NodeView
 from mig.errors import BadInput
 from mig.model import NodeInfo
+from mig.trust import links
 
 _ASK = 2.0
 """Seconds in which an asked node must answer."""
@@ -21,8 +22,8 @@ _ASK = 2.0
 class Targets:
     """The pool as this node sees it, with the means to ask its members."""
 
-    def __init__(self, config: Config, key: bytes, nodes: Callable[[], list[NodeInfo]], me: Callable[[], NodeInfo]) -> None:
-        self.config, self.key, self.nodes, self.me = config, key, nodes, me
+    def __init__(self, config: Config, nodes: Callable[[], list[NodeInfo]], me: Callable[[], NodeInfo]) -> None:
+        self.config, self.nodes, self.me = config, nodes, me
         # every field of Knobs is a key of the configuration
         self.knobs = Knobs(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Knobs)})
 
@@ -75,7 +76,7 @@ class Targets:
 
     async def _request(self, n: NodeInfo, **m: Any) -> dict[str, Any] | None:
         async def talk() -> dict[str, Any]:
-            s = await wire.connect(n.addr, n.port, self.key, timeout=_ASK)
+            s = await links.connect(n.id, n.addr, n.port, timeout=_ASK)
             try:
                 await wire.asend(s, **m)
                 return await wire.arecv(s)

@@ -53,10 +53,9 @@ class Agent:
     def __init__(self, pid: int, node: NodeInfo) -> None:
         self.pid, self.node = pid, node
         self.who = pidfd.identity(pid)
-        self.key = wire.load_key() or bytes(32)
         self.token = os.urandom(32)
         self.facts: ProcessFacts = gather(pid)
-        self.board = Switchboard(self.key, self.token, self._keeper_connected)
+        self.board = Switchboard(self.token, self._keeper_connected)
         self.files: FileServer | None = None
         self.externals = Externals(self.pid, self._guest_closed, self._foreground)
         self.epoch = 0
@@ -191,9 +190,10 @@ class Agent:
 
     async def _leave_home(self, to: NodeInfo, timeout: float, progress: Any, held: Cgroup | None) -> dict[str, Any]:
         what = f"{self.facts.comm} ({self.pid}) could not be moved to {to.name}"
+        self.board.hosts[1] = to.id
         for attempt in range(TRIES):
             mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
-            source = HomeSource(self, Destination(to, self.key), mid, held=held)
+            source = HomeSource(self, Destination(to), mid, held=held)
             result = await self._run(Runner(source, list(PLAN), progress=progress, doubt=self._in_doubt), timeout)
             if result.outcome is Outcome.ARRIVED:
                 break
@@ -282,7 +282,7 @@ class Agent:
             "op": "prepare", "v": wire.VERSION, "mid": mid, "epoch": epoch, "mode": mode,
             "home": dataclasses.asdict(self.node), "agent": [self.board.addr, self.board.port],
             "files": [self.files.addr, self.files.port], "token": self.token,
-            "agent_pid": os.getpid(), "agent_fds": self.externals.numbers(), "nmigs": self.row.nmigs + 1,
+            "nmigs": self.row.nmigs + 1,
         }  # fmt: skip
 
     async def expire_names(self) -> None:
@@ -308,6 +308,7 @@ class Agent:
             raise MigError(f"{self.row.where}, where {self.facts.comm} ({self.pid}) runs, has no connection to us")
         epoch = self.epoch + 1
         mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
+        self.board.hosts[epoch] = to.id
         self._hop = asyncio.get_running_loop().create_future()
         self._arrived.clear()
         self._progress = progress
@@ -401,6 +402,8 @@ class Agent:
                 await k.send("relocked")
             case "clocks?":
                 await k.send("clocks", monotonic=time.monotonic_ns(), boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+            case "ends?":
+                await k.send("ends", pid=os.getpid(), fds=self.externals.numbers(), uids=self.facts.uids, gids=self.facts.gids)
             case "busy?":
                 await k.send("busy", busy=self.externals.busy())
             case "expire":

@@ -20,6 +20,7 @@ from mig.homefs.locks import allow_interrupts
 from mig.homefs.protocol import TOKEN_SIZE
 from mig.homefs.server import HomeServer
 from mig.kernel import libc
+from mig.trust import links
 
 
 def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
@@ -72,13 +73,16 @@ def main() -> None:
     parser.add_argument("--token-fd", required=True, type=int, metavar="N")
     parser.add_argument("--control-fd", required=True, type=int, metavar="N")
     parser.add_argument("--root", default="/", help="the tree that is served")
+    parser.add_argument("--bare", action="store_true", help="without encryption: for tests, whose client is on this machine")
     args = parser.parse_args()
     libc.pdeathsig()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, meant for the guest
     logging.basicConfig(level=logging.INFO, format="fileserver %(levelname)s %(message)s")
     allow_interrupts()
     with os.fdopen(args.token_fd, "rb") as f:
-        server = HomeServer(f.read(TOKEN_SIZE), args.root)
+        server = HomeServer(f.read(TOKEN_SIZE), args.root, secure=None if args.bare else lambda s: links.answer(s)[0])
+    if not args.bare:
+        links.start()
     control = socket.socket(fileno=args.control_fd)
     control.set_inheritable(False)
     family = socket.AF_INET6 if ":" in args.listen else socket.AF_INET

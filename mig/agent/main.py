@@ -11,6 +11,7 @@ import sys
 
 from mig import paths
 from mig.errors import MigError
+from mig.kernel.cgroup import leave_unit
 from mig.migration import faults
 from mig.model import NodeInfo
 
@@ -25,6 +26,7 @@ def main() -> int:
     a = p.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     faults.enabled = a.faults or os.environ.get("MIG_FAULTS") == "1"
+    leave_unit()
     paths.make_run_dirs()
     try:
         from mig.agent.recover import recover

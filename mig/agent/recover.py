@@ -14,7 +14,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from mig import wire
 from mig.agent import home_locks
 from mig.agent.home_source import leave
 from mig.deputy import mend
@@ -38,7 +37,7 @@ async def recover(mid: str) -> str:
     group = Cgroup(begin["cgroup"])
     state, dest = "aborted", None
     if COMMIT in records:
-        dest = Destination(NodeInfo.from_map(begin["to"]), wire.load_key() or bytes(32))
+        dest = Destination(NodeInfo.from_map(begin["to"]))
         while (state := await _ask(dest, mid)) not in ("running", "aborted"):
             await asyncio.sleep(1)
     outcome = "gone"

@@ -14,20 +14,25 @@ from collections.abc import Callable
 from mig import wire
 from mig.agent.keeper_link import KeeperLink
 from mig.tasks import Tasks
+from mig.trust import links
+from mig.trust.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
 
 class Switchboard:
-    """Accepts connections that prove the cluster key and bring this guest's token."""
+    """Accepts connections of nodes of the pool that bring this guest's token; those of an epoch from the node that was chosen for it."""
 
-    def __init__(self, key: bytes, token: bytes, on_keeper: Callable[[KeeperLink], None]) -> None:
-        self.key, self.token, self.on_keeper = key, token, on_keeper
+    def __init__(self, token: bytes, on_keeper: Callable[[KeeperLink], None]) -> None:
+        self.token, self.on_keeper = token, on_keeper
+        self.hosts: dict[int, int] = {}
+        """The node, by its id, on which the cell of an epoch is."""
         self.addr, self.port = "", 0
         self._channels: dict[tuple[int, int], socket.socket] = {}
         self._keepers: set[int] = set()
         self._arrived = asyncio.Condition()
         self._tasks = Tasks()
+        self._strangers = Strangers()
         self._listener: socket.socket | None = None
 
     async def start(self, addr: str) -> None:
@@ -43,20 +48,21 @@ class Switchboard:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            s, _ = await loop.sock_accept(listener)
-            self._tasks.spawn(self._hello(s))
+            s, source = await loop.sock_accept(listener)
+            self._tasks.spawn(self._hello(s, str(source[0])))
 
-    async def _hello(self, s: socket.socket) -> None:
-        s.setblocking(False)
+    async def _hello(self, conn: socket.socket, source: str) -> None:
+        s = conn
         try:
-            wire.tune(s)
-            await wire.prove(s, self.key, server=True)
+            s, peer = await links.accept(conn)
             m = await asyncio.wait_for(wire.arecv(s), 5)
             token, epoch = m.get("token"), int(m.get("epoch", 0))
             if not isinstance(token, bytes) or not hmac.compare_digest(token, self.token):
                 raise wire.WireError("wrong token")
+            if peer.id != self.hosts.get(epoch):
+                raise wire.WireError(f"{peer.name} is not where the guest's cell {epoch} is")
         except (OSError, EOFError, TimeoutError, ValueError) as e:
-            log.warning("a connection was turned away: %s", e)
+            self._strangers.say(log, source, f"connections are turned away: {e or 'no greeting in time'}")
             s.close()
             return
         async with self._arrived:

@@ -23,11 +23,11 @@ class House:
         mode: str,
         facts: ProcessFacts,
         work: Path,
-        files: tuple[str, int, bytes] | None,
+        files: mount.Connections | None,
         proxies: Proxies,
         clocks: tuple[int, int],
     ) -> None:
-        """Blocking.  ``files``: address, port and token of home's file server (mode ``remote``); ``clocks``: as in :class:`CellSpec`.
+        """Blocking.  ``files``: connections to home's file server (mode ``remote``); ``clocks``: as in :class:`CellSpec`.
 
         Raises :class:`mig.errors.MigError`.
         """
@@ -39,7 +39,7 @@ class House:
             root = work / "root"
             root.mkdir()
             self.root = str(root)
-            self.files = mount.FuseMount(root, *mount.connect(*files))
+            self.files = mount.FuseMount(root, *files)
         spec = CellSpec(
             mode="home" if mode == "home" else "remote", root=self.root, work=work, img_fd=self.img_fd,
             cgroup=cgroup.root() / f"mig-cell-{mid}", facts=facts, externals=proxies.given(), clocks=clocks,

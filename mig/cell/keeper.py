@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -34,18 +35,26 @@ from mig.cell.host_source import HostSource
 from mig.cell.house import House
 from mig.cell.positions import Positions
 from mig.cell.proxies import Proxies
+from mig.criu.agreed import Agreement, objections, warm_up
 from mig.errors import BadInput, CannotMove, MigError
+from mig.homefs import mount
 from mig.kernel import libc, pidfd
+from mig.kernel.cgroup import leave_unit
 from mig.migration import faults
 from mig.migration.faults import Fault, reach
 from mig.migration.journal import ABORTED, PREPARED, RUNNING, Journal
 from mig.migration.machine import Outcome, Step
-from mig.migration.peer import SILENCE, Destination, receive_images
+from mig.migration.peer import Destination, receive_images
 from mig.migration.runner import Runner, as_error, describe
 from mig.model import GuestState, NodeInfo, ProcessFacts
 from mig.tasks import Tasks
+from mig.trust import links
 
 log = logging.getLogger(__name__)
+
+
+_LOOKS, _MOST_LOOKS, _QUICK_NS = 5, 30, 2_000_000
+"""Questions about home's clocks: at least, at most, and the nanoseconds for an answer that is exact enough."""
 
 
 class Aborted(Exception):
@@ -60,7 +69,7 @@ class Keeper:
         self.mid, self.epoch, self.mode = str(request["mid"]), int(request["epoch"]), str(request["mode"])
         self.home = NodeInfo.from_map(request["home"])
         self.facts = ProcessFacts.from_map(request["facts"])
-        self.key = wire.load_key() or bytes(32)
+        self.agreed = Agreement.of(self.facts, root_allowed=bool(request.get("root_allowed")))
         self.journal = Journal(self.mid, "destination")
         self.work: Path | None = None
         self.agent: socket.socket | None = None
@@ -90,10 +99,12 @@ class Keeper:
         self.journal.write(PREPARED, keeper=me.pid, start=me.start, boot=me.boot)
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
+        warm_up()
         self.work = workdir.make(self.mid, "destination", self.facts.rss)
         asyncio.run(self._connect_home())
         server = self.request["files"]
-        files = (str(server[0]), int(server[1]), bytes(self.request["token"])) if self.mode == "remote" else None
+        token = bytes(self.request["token"])
+        files = mount.connect(str(server[0]), int(server[1]), token, dial=self._dial) if self.mode == "remote" else None
         self.house = House(self.mid, self.mode, self.facts, self.work, files, self.proxies, self._clocks)
 
     async def _connect_home(self) -> None:
@@ -105,16 +116,31 @@ class Keeper:
             self._clocks = await self._compare_clocks()
             for e in self.facts.externals:
                 self.proxies.connected(e, await self._connect_agent(addr, port, kind="channel", id=e.id))
-            self.proxies.take_real_ends(int(self.request["agent_pid"]), {int(k): int(v) for k, v in self.request["agent_fds"].items()})
+            if self.mode == "home":
+                await self._ask_home()
         except (OSError, EOFError, TimeoutError) as e:
             why = f"{self.node.name} cannot reach the home agent at {addr}: {describe(e)}"
             raise MigError(why, hint="is the network between the nodes cut one way?") from e
 
+    async def _ask_home(self) -> None:
+        """The real ends of what was proxied, and who the process was when it left: asked of the agent, as a host could say anything."""
+        assert self.agent is not None
+        await wire.asend(self.agent, op="ends?")
+        m = await asyncio.wait_for(wire.arecv(self.agent), 10)
+        self.proxies.take_real_ends(int(m["pid"]), {int(k): int(v) for k, v in m["fds"].items()})
+        uids, gids = (frozenset(int(i) for i in m[k]) for k in ("uids", "gids"))
+        self.agreed = dataclasses.replace(self.agreed, uids=uids, gids=gids, root_allowed=0 in uids)
+
     async def _compare_clocks(self) -> tuple[int, int]:
-        """Nanoseconds by which home's monotonic and boot clocks are ahead of ours; of some answers the quickest is the most exact."""
+        """Nanoseconds by which home's monotonic and boot clocks are ahead of ours; of some answers the quickest is the most exact.
+
+        Errors of many moves add up in a guest's clock, so a busy node, where an answer takes long, is asked more often.
+        """
         assert self.agent is not None
         best, found = 1 << 62, (0, 0)
-        for _ in range(5):
+        for i in range(_MOST_LOOKS):
+            if i >= _LOOKS and best < _QUICK_NS:
+                break
             sent = time.monotonic_ns()
             await wire.asend(self.agent, op="clocks?")
             m = await asyncio.wait_for(wire.arecv(self.agent), 10)
@@ -124,8 +150,11 @@ class Keeper:
                 best, found = took, (int(m["monotonic"]) + took // 2 - now[0], int(m["boottime"]) + took // 2 - now[1])
         return found
 
+    def _dial(self, addr: str, port: int) -> socket.socket:
+        return links.dial(self.home.id, addr, port)
+
     async def _connect_agent(self, addr: str, port: int, **hello: Any) -> socket.socket:
-        s = await wire.connect(addr, port, self.key)
+        s = await links.connect(self.home.id, addr, port)
         await wire.asend(s, token=self.request["token"], epoch=self.epoch, **hello)
         return s
 
@@ -135,7 +164,6 @@ class Keeper:
         """Say prepared, follow the source up to GO or abort; then look after the guest until it ends or has moved on."""
         assert self.house is not None
         self.conn.setblocking(False)
-        wire.tune(self.conn, SILENCE)
         try:
             await self._to_the_barrier()
         except Exception as e:  # whatever it is: a copy that was not accepted must end
@@ -154,6 +182,8 @@ class Keeper:
         t0 = time.monotonic()
         await receive_images(self.conn, head, str(self.work / "img"))
         t1 = time.monotonic()
+        self._as_agreed()
+        t2 = time.monotonic()
         await reach(Fault.BEFORE_RESTORE)
         rest = {int(k): bytes(v) for k, v in head.get("rest", {}).items()}
         await cell.restore(self.proxies.settle(rest, await self._busy()))
@@ -162,7 +192,7 @@ class Keeper:
         self.positions = Positions(self.facts.shared_files, self.guest.pids())
         self.proxies.start(self.guest, cell.tty_master)  # the terminal is as CRIU set it; nothing flows before home attaches
         await reach(Fault.AT_BARRIER)
-        await wire.asend(self.conn, op="ready", images_ms=round((t1 - t0) * 1e3, 1), restore_ms=round((time.monotonic() - t1) * 1e3, 1))
+        await wire.asend(self.conn, op="ready", images_ms=round((t1 - t0) * 1e3, 1), restore_ms=round((time.monotonic() - t2) * 1e3, 1))
         word = await wire.arecv(self.conn)
         if word.get("op") != "go":
             self._told_to_abort = word.get("op") == "abort"
@@ -177,6 +207,15 @@ class Keeper:
         except Exception as e:  # whatever it is, the guest runs: the source asks our omdiscd for the answer that it did not get
             log.warning("the answer to GO is lost: %s", e)
             self.conn.close()
+
+    def _as_agreed(self) -> None:
+        """Raises :class:`MigError` when the images are not what was admitted: then CRIU does not see them."""
+        assert self.work is not None
+        began = time.monotonic()
+        reasons = objections(self.work / "img", self.agreed)
+        log.info("images looked at in %.1f ms", (time.monotonic() - began) * 1e3)
+        if reasons:
+            raise MigError(f"{self.node.name} does not restore what it was sent: it is not what was agreed", reasons=reasons)
 
     async def _busy(self) -> list[int]:
         """At home: outputs of which the agent still holds bytes that a slow reader has not taken."""
@@ -313,7 +352,7 @@ class Keeper:
             await self.tell_agent("moved", ok=False, error=CannotMove(f"{what}: it is just being moved").to_wire())
             return
         self.row.state = "moving"
-        source = HostSource(self, Destination(to, self.key), m["request"])
+        source = HostSource(self, Destination(to), m["request"])
         runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)
         timeout = float(m.get("timeout") or 0)
         limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
@@ -365,6 +404,7 @@ def main() -> int:
     a = p.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     faults.enabled = os.environ.get("MIG_FAULTS") == "1"
+    leave_unit()
     paths.make_run_dirs()
     with os.fdopen(a.request, "rb") as f:
         f.seek(0)
@@ -372,6 +412,7 @@ def main() -> int:
     conn = socket.socket(fileno=a.conn)
     os.set_inheritable(a.conn, False)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    links.start()  # before the mount namespace of our own, which it would keep alive
     keeper = Keeper(conn, request, NodeInfo.from_map(json.loads(os.environ["MIG_NODE"])))
     try:
         keeper.prepare()

@@ -26,6 +26,8 @@ _LINKS = (
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 )
+_HIDDEN = ("kcore", "kmsg", "keys", "sysrq-trigger", "timer_list", "kpagecount", "kpageflags", "kpagecgroup", "mtrr", "slabinfo")
+_READ_ONLY = ("sys", "irq", "bus", "fs", "driver")
 _DEVPTS = "newinstance,ptmxmode=0666,mode=620,gid=5"
 
 
@@ -42,6 +44,7 @@ def furnish(spec: CellSpec, guest_cgroup: Path) -> str:
     if not os.path.ismount(root):
         raise CellError("mounts", f"{root} is not a mount point: home's files are not there")
     libc.mount("proc", root + "/proc", "proc")
+    _hide(root + "/proc")
     _devices(root + "/dev")
     _toolbox(root + TOOLBOX, spec.criu_dir, guest_cgroup)
     if os.path.exists(KDAT):  # CRIU makes it only where /run is a tmpfs
@@ -74,6 +77,17 @@ def _devices(dev: str) -> None:
     os.mkdir(dev + "/shm")
     libc.mount("devpts", dev + "/pts", "devpts", libc.MS_NOSUID | libc.MS_NOEXEC, _DEVPTS)
     libc.mount("tmpfs", dev + "/shm", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "mode=1777")
+
+
+def _hide(proc: str) -> None:
+    """What root could do harm with to this node: CRIU opens a guest's files as root, and a link of home's may lead anywhere."""
+    for name in _HIDDEN:
+        if os.path.exists(f"{proc}/{name}"):
+            libc.mount("/dev/null", f"{proc}/{name}", None, libc.MS_BIND)
+    for name in _READ_ONLY:
+        if os.path.exists(f"{proc}/{name}"):
+            libc.mount(f"{proc}/{name}", f"{proc}/{name}", None, libc.MS_BIND | libc.MS_REC)
+            libc.mount("none", f"{proc}/{name}", None, libc.MS_BIND | libc.MS_REMOUNT | libc.MS_RDONLY | libc.MS_NOSUID)
 
 
 def _toolbox(at: str, criu_dir: Path, guest_cgroup: Path) -> None:

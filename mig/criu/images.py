@@ -57,9 +57,11 @@ class ImageFile:
     size: int
 
 
-def _read(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
+def read_entries(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
+    """The magic words and all entries of an image, as messages of class ``cls``; raises ``ValueError`` when it is cut short."""
     data = path.read_bytes()
-    entries, at = [], _MAGIC_BYTES
+    size = 4 if data[:4] == struct.pack("<I", layout.magic("INVENTORY")) else _MAGIC_BYTES  # the one image with a single magic word
+    entries, at = [], size
     while at < len(data):
         (n,) = struct.unpack_from("<I", data, at)
         if at + 4 + n > len(data):
@@ -68,7 +70,7 @@ def _read(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
         entry.ParseFromString(data[at + 4 : at + 4 + n])
         entries.append(entry)
         at += 4 + n
-    return data[:_MAGIC_BYTES], entries
+    return data[:size], entries
 
 
 def _write(path: Path, magic: bytes, entries: Iterable[Any]) -> None:
@@ -86,7 +88,7 @@ def locks(img_dir: str | os.PathLike[str]) -> list[Lock]:
     path = Path(img_dir) / "filelocks.img"
     if not path.exists():
         return []
-    _, entries = _read(path, layout.image("file_lock").file_lock_entry)
+    _, entries = read_entries(path, layout.image("file_lock").file_lock_entry)
     return [Lock(e.flag, e.type, e.pid, e.fd, e.start, e.len) for e in entries]
 
 
@@ -105,7 +107,7 @@ def pending_signals(img_dir: str | os.PathLike[str], pid: int) -> int:
 
     ``pid`` is the one of the images, that is, of the pid namespace in which the dump ran.
     """
-    _, (core,) = _read(Path(img_dir) / f"core-{pid}.img", layout.image("core").core_entry)
+    _, (core,) = read_entries(Path(img_dir) / f"core-{pid}.img", layout.image("core").core_entry)
     mask = 0
     for queue in (core.tc.signals_s, core.thread_core.signals_p):
         for entry in queue.signals:
@@ -127,7 +129,7 @@ def mend_interrupted(img_dir: str | os.PathLike[str], calls: Iterable[Interrupte
         path = Path(img_dir) / f"core-{call.tid}.img"
         if call.nr not in (NR_POLL, NR_NANOSLEEP, NR_FUTEX, NR_CLOCK_NANOSLEEP) or not path.exists():
             continue
-        magic, (core,) = _read(path, cls)
+        magic, (core,) = read_entries(path, cls)
         regs = core.thread_info.gpregs
         if regs.ax != _EINTR:
             continue  # a call that CRIU restarts by itself
@@ -144,7 +146,7 @@ def mend_interrupted(img_dir: str | os.PathLike[str], calls: Iterable[Interrupte
 
 def list_files(img_dir: str | os.PathLike[str]) -> list[ImageFile]:
     """The regular files and directories that the images hold open."""
-    _, entries = _read(Path(img_dir) / "files.img", layout.image("fdinfo").file_entry)
+    _, entries = read_entries(Path(img_dir) / "files.img", layout.image("fdinfo").file_entry)
     return [ImageFile(e.id, e.reg.name, e.reg.flags, e.reg.pos, e.reg.size) for e in entries if e.HasField("reg")]
 
 
@@ -156,7 +158,7 @@ def terminals(img_dir: str | os.PathLike[str]) -> dict[int, str]:
     path = Path(img_dir) / "tty-info.img"
     if not path.exists():
         return {}
-    _, entries = _read(path, layout.image("tty").tty_info_entry)
+    _, entries = read_entries(path, layout.image("tty").tty_info_entry)
     return {
         e.pty.index if e.HasField("pty") else BY_ITS_ALIAS: f"tty[{e.rdev:x}:{e.dev:x}]"
         for e in entries

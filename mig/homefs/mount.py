@@ -12,13 +12,14 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mig import wire
 from mig.errors import MigError
 from mig.homefs import protocol as p
 from mig.homefs import pump
 from mig.kernel import libc
+from mig.trust import links
 
 FUSE_DEV_IOC_CLONE = 0x8004E500
 CHANNELS = 2
@@ -30,10 +31,20 @@ class MountError(MigError):
     """Home's files could not be mounted; nothing is left of the attempt."""
 
 
+Connections = tuple[list[socket.socket], socket.socket]
+Dial = Callable[[str, int], socket.socket]
+
+
+def _bare(addr: str, port: int) -> socket.socket:
+    """Without encryption: for a server on this machine."""
+    return socket.create_connection((addr, port), timeout=START_S)
+
+
 def connect(
-    addr: str, port: int, token: bytes, *, channels: int = CHANNELS, mount_id: bytes | None = None
-) -> tuple[list[socket.socket], socket.socket]:
+    addr: str, port: int, token: bytes, *, channels: int = CHANNELS, mount_id: bytes | None = None, dial: Dial = _bare
+) -> Connections:
     """Connections of one new mount to the server at ``addr``: those for requests, and the one for notifications; blocking.
+    ``dial`` makes one connection: :func:`mig.trust.links.dial` where the server is another node's.
 
     Raises :class:`MountError` when nobody answers, or the server does not accept ``token``.
     """
@@ -41,8 +52,9 @@ def connect(
     made: list[socket.socket] = []
     try:
         for kind in [p.REQUESTS] * channels + [p.NOTIFICATIONS]:
-            s = socket.create_connection((addr, port), timeout=START_S)
+            s = dial(addr, port)
             made.append(s)
+            s.settimeout(START_S)
             wire.tune(s)
             s.sendall(p.GREETING.pack(token, kind, mount_id))
             if wire.recv_exact(s, len(p.ACCEPTED)) != p.ACCEPTED:
@@ -70,6 +82,7 @@ class FuseMount:
     def __init__(self, mountpoint: str | os.PathLike[str], connections: Sequence[socket.socket], notify: socket.socket) -> None:
         self.mountpoint = os.fspath(mountpoint)
         self.pids: list[int] = []
+        self._carried: list[int] = []
         self.down = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         devices: list[int] = []
         mounted = False
@@ -86,7 +99,10 @@ class FuseMount:
                 fcntl.ioctl(clone, FUSE_DEV_IOC_CLONE, devices[0].to_bytes(4, "little"))
             self.pids.append(pump.spawn(devices[0], notify, self.down, notifications=True))
             for device, connection in zip(devices, connections, strict=True):
-                self.pids.append(pump.spawn(device, connection, self.down))
+                if connection.family == socket.AF_UNIX:  # our end of an encrypted connection: no process more than its relay is needed
+                    self._carried.append(links.carry_fuse(connection, device, self.down))
+                else:
+                    self.pids.append(pump.spawn(device, connection, self.down))
         except (OSError, EOFError) as e:
             if mounted:
                 libc.umount2(self.mountpoint, libc.MNT_DETACH)
@@ -102,6 +118,9 @@ class FuseMount:
 
     def abort(self) -> None:
         """End the pumps, so that every access to the mount fails from now on; the mount itself stays.  Idempotent."""
+        for number in self._carried:
+            links.end(number)
+        self._carried = []
         for pid in self.pids:
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ two hosts, during a hop) may live side by side.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import logging
@@ -17,6 +18,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mig import wire
@@ -27,6 +29,7 @@ from mig.homefs.handles import HandleTable
 from mig.homefs.locks import LockTable
 from mig.homefs.nodes import NodeTable, Synthetic, Validity
 from mig.homefs.operations import Operations
+from mig.trust.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +108,18 @@ class HomeServer:
     ``locks.allow_interrupts`` must have been called in the main thread.
     """
 
-    def __init__(self, token: bytes, root: str = "/", *, groups: Groups | None = None, validity: Validity | None = None) -> None:
+    def __init__(
+        self,
+        token: bytes,
+        root: str = "/",
+        *,
+        groups: Groups | None = None,
+        validity: Validity | None = None,
+        secure: Callable[[socket.socket], socket.socket] | None = None,
+    ) -> None:
         if len(token) != p.TOKEN_SIZE:
             raise ValueError(f"the token must have {p.TOKEN_SIZE} bytes")
-        self._token = token
+        self._token, self._secure = token, secure
         self.groups: Groups = {} if groups is None else groups
         self.ancestors: set[int] = set()
         self.validity = validity or Validity()
@@ -120,6 +131,7 @@ class HomeServer:
         self.synthetic = Synthetic(self.root_fd)
         self._mounts: dict[str, Mount] = {}
         self._lock = threading.Lock()
+        self._strangers = Strangers()
         self._greeting = threading.BoundedSemaphore(GREETERS)
 
     # -- connections -----------------------------------------------------------------------------------------------------------------
@@ -140,17 +152,21 @@ class HomeServer:
             else:
                 s.close()
 
-    def _serve(self, s: socket.socket, peer: object) -> None:
-        with s:
+    def _serve(self, s: socket.socket, peer: Any) -> None:
+        with contextlib.ExitStack() as held:
+            held.enter_context(s)
             try:
+                if self._secure is not None:
+                    s = held.enter_context(self._secure(s))
                 s.settimeout(GREETING_S)
                 token, kind, mount_id = p.GREETING.unpack(wire.recv_exact(s, p.GREETING.size))
-            except (OSError, EOFError):
-                return  # said nothing, or not enough
+            except (OSError, EOFError) as e:
+                self._strangers.say(log, str(peer[0]), f"callers are turned away: {e or 'no greeting in time'}")
+                return
             finally:
                 self._greeting.release()
             if not hmac.compare_digest(token, self._token) or kind not in (p.REQUESTS, p.NOTIFICATIONS):
-                log.warning("a caller from %s does not know the token", peer)
+                self._strangers.say(log, str(peer[0]), "callers are turned away: they do not know the token")
                 return
             s.settimeout(None)
             tune(s)

@@ -43,6 +43,18 @@ def of(pid: int) -> Path:
     raise FileNotFoundError(errno.ENOENT, f"process {pid} is in no v2 cgroup")
 
 
+def leave_unit(pid: int = 0) -> None:
+    """Where systemd runs omdiscd: take a helper (ourselves, or ``pid``) out of the unit's cgroup, so that stopping the unit spares it.
+
+    Children born later are out as well.  A cgroup tree that may not be written is no error: the unit's KillMode= spares helpers, too.
+    """
+    if os.environ.get("INVOCATION_ID"):
+        with contextlib.suppress(OSError):
+            helpers = Cgroup(root() / "mig-helpers")
+            helpers.create()
+            helpers.add(pid or os.getpid())
+
+
 class Cgroup:
     """One directory of the hierarchy; the object holds no state of its own, so any number may stand for the same group."""
 

@@ -13,6 +13,7 @@ from mig import wire
 from mig.errors import CannotMove, MigError, MoveFailed
 from mig.migration.faults import Fault, reach
 from mig.model import NodeInfo
+from mig.trust import links
 
 CHUNK = 1 << 20
 MAX_IMAGES = 1 << 44
@@ -28,19 +29,18 @@ class PeerError(MigError):
 class Destination:
     """One move's control connection to node ``node``."""
 
-    def __init__(self, node: NodeInfo, key: bytes) -> None:
-        self.node, self.key = node, key
+    def __init__(self, node: NodeInfo) -> None:
+        self.node = node
         self.sock: socket.socket | None = None
         self.ready_info: dict[str, Any] = {}
 
     async def ask_for_cell(self, request: dict[str, Any]) -> None:
         """Connect, and send the prepare message; raises :class:`MoveFailed` when the node cannot be reached."""
         try:
-            self.sock = await wire.connect(self.node.addr, self.node.port, self.key)
+            self.sock = await links.connect(self.node.id, self.node.addr, self.node.port, dead_after=SILENCE)
         except (OSError, TimeoutError) as e:
             why = str(e) or "no answer"
             raise MoveFailed(f"{self.node.name} ({self.node.addr}) cannot be reached: {why}", hint="see: mosctl status") from e
-        wire.tune(self.sock, SILENCE)
         await wire.asend(self.sock, **request)
 
     async def prepared(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Destination:
         return str((await self._question("ask", mid)).get("state", ""))
 
     async def _question(self, op: str, mid: str) -> dict[str, Any]:
-        s = await wire.connect(self.node.addr, self.node.port, self.key)
+        s = await links.connect(self.node.id, self.node.addr, self.node.port)
         try:
             await wire.asend(s, op=op, mid=mid)
             return await asyncio.wait_for(wire.arecv(s), 5)

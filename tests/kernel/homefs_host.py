@@ -43,7 +43,7 @@ libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
 libc.mount("tmpfs", sys.argv[1] + "/small", "tmpfs", 0, "size=1m")
 if nofile := int(sys.argv[2]):
     resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
-os.execv(sys.executable, [sys.executable, "-m", "mig.agent.fileserver", "--listen", "127.0.0.1", *sys.argv[3:]])
+os.execv(sys.executable, [sys.executable, "-m", "mig.agent.fileserver", "--bare", "--listen", "127.0.0.1", *sys.argv[3:]])
 """
 HOST = """
 import os, sys

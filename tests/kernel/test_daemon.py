@@ -281,6 +281,7 @@ def test_only_one_daemon(nodes: tuple[Node, Node]) -> None:
 def test_a_wrong_key_hears_and_is_heard_by_nobody(nodes: tuple[Node, Node], base: Path) -> None:
     n1, _ = nodes
     (base / "other").write_bytes(os.urandom(32))
+    (base / "other").chmod(0o600)
     n3 = Node(base, "n3", f'addr = "127.0.0.3"\nport = {PORT}\nmulticast = ""\nseeds = ["127.0.0.1"]\n')
     n3.key = base / "other"
     n3.start()

@@ -38,8 +38,9 @@ def test_whole_numbers_are_accepted_for_floats() -> None:
         ("multicast", "10.0.0.1", "not a multicast address"),
         ("seeds", ["10.0.0.1:0"], "seeds"),
         ("seeds", "10.0.0.1", "list"),
-        ("uids", [1], "2 values"),
-        ("uids", [9, 1], "greater"),
+        ("allow_uids", [1], "2 values"),
+        ("allow_uids", [9, 1], "greater"),
+        ("allow_gids", [0, 9], "allow_root_guests"),
         ("transfers", 0, "greater than 0"),
     ],
 )

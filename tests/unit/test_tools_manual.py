@@ -44,7 +44,7 @@ def omdiscd_main(argv: list[str]) -> int:
         return app.main()
 
 
-VERBS = ["status", "whois", "isup", "getload", "getspeed", "block", "noblock", "lock", "unlock", "why", "events", "doctor"]
+VERBS = ["status", "whois", "isup", "getload", "getspeed", "block", "noblock", "lock", "unlock", "why", "events", "doctor", "key", "reload"]
 TOOLS = {
     "migrate": lambda: help_of(migrate.main),
     "mosps": lambda: help_of(mosps.main),

@@ -44,7 +44,8 @@ def diagnose() -> list[Check]:
         _freezer(root),
         _cgroup_cpu(),
         _namespaces(root),
-        _deputy(),
+        _program("deputy"),
+        _program("relay"),
         _memory(),
     ]
 
@@ -160,11 +161,12 @@ def _namespaces(root: bool) -> Check:
     return Check("namespaces", True, ", ".join(kinds))
 
 
-def _deputy() -> Check:
-    deputy = paths.libexec() / "deputy"
-    if os.access(deputy, os.X_OK):
-        return Check("deputy", True, str(deputy))
-    return Check("deputy", False, f"{deputy} is missing", "run `make env`, which compiles it")
+def _program(name: str) -> Check:
+    """One of our own compiled programs."""
+    program = paths.libexec() / name
+    if os.access(program, os.X_OK):
+        return Check(name, True, str(program))
+    return Check(name, False, f"{program} is missing", "run `make env`, which compiles it")
 
 
 def _memory() -> Check:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from mig import errors
-from mig.config import Config
+from mig.config_file import knobs
 from mig.inspect import kinds
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ _TAIL = """
     interfaces = ["eth1"]
     seeds = ["192.168.1.10"]
     auto = "all"
-    uids = [1000, 1999]
+    allow_uids = [1000, 1999]
 
 ## SEE ALSO
 
@@ -91,21 +91,12 @@ def error_classes() -> str:
 
 def configuration() -> str:
     """The page of omdiscd.toml: sections, keys, defaults and comments of :class:`Config`, in their order."""
-    defaults = dict(line.split(" = ", 1) for line in Config().describe().splitlines())
-    out = [_HEAD.rstrip()]
-    comment: list[str] = []
-    for line in inspect.getsource(Config).splitlines():
-        text = line.strip()
-        if section := re.match(r"# -- (.*?) -+$", text):
-            out += ["", f"## {section[1].upper()}"]
-            comment = []
-        elif text.startswith("# "):
-            comment.append(text[2:])
-        elif (name := re.match(r"(\w+): .* = ", text)) and name[1] in defaults:
-            out += ["", f"**{name[1]}** = `{defaults[name[1]]}`", ": " + "\n".join(comment or ["As above."])]
-            comment = []
-        elif text == "@classmethod":
-            break
+    out, section = [_HEAD.rstrip()], ""
+    for k in knobs():
+        if k.section != section:
+            section = k.section
+            out += ["", f"## {section.upper()}"]
+        out += ["", f"**{k.name}** = `{k.default}`", ": " + "\n".join(k.comment or ["As above."])]
     return "\n".join([*out, _TAIL])
 
 

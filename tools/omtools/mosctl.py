@@ -70,6 +70,12 @@ def main(argv: list[str] | None = None) -> int:
         ("--since", {"metavar": "S", "type": float, "help": "only those of the last S seconds"}),
     )  # fmt: skip
     verb("doctor", _doctor, "tell what this machine can and cannot do, each line with its remedy; exit status 1 if something fails")
+    verb(
+        "key", _key, "make, show, install or change the cluster's key; the manual tells how a pool changes its key without a stop",
+        ("action", {"metavar": "new|show|install|use|drop", "choices": ("new", "show", "install", "use", "drop"), "help": "what to do"}),
+        ("file", {"metavar": "FILE", "nargs": "?", "help": "install: the keys (default: standard input)"}),
+    )  # fmt: skip
+    verb("reload", _reload, "let omdiscd read its configuration and keys again; it says what changed, and what needs a restart")
     # -f is what everybody types, as with tail
     args = ["--follow" if word == "-f" else word for word in (sys.argv[1:] if argv is None else argv)]
     a = p.parse_args(args)
@@ -220,6 +226,18 @@ def event_line(e: dict[str, Any]) -> str:
     if e.get("bytes"):
         words.append(output.size(float(e["bytes"])))
     return f"{'  '.join(words)}{'  because: ' + str(e['reason']) if e.get('reason') else ''}"
+
+
+def _key(a: argparse.Namespace) -> int:
+    from omtools.keyring import key
+
+    return key(a)
+
+
+def _reload(a: argparse.Namespace) -> int:
+    said = _call("reload")["said"]
+    output.print_json(said) if a.json else print("\n".join(said))
+    return 0
 
 
 def _doctor(a: argparse.Namespace) -> int:

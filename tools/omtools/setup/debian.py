@@ -18,6 +18,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "gcc": "gcc",
         "git": "git",
         "libc6-dev": "/usr/include/stdio.h",
+        "libssl-dev": "/usr/include/openssl/ssl.h",
         "iproute2": "ip",
         "procps": "ps",
         "util-linux": "unshare",

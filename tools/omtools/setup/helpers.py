@@ -1,4 +1,4 @@
-"""The two C programs: the deputy, a static program without libc, and CRIU's shim, a preloaded library."""
+"""The three C programs: the deputy, a static program without libc; CRIU's shim, a preloaded library; the relay, linked with OpenSSL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from omtools.setup.base import LIBEXEC, ROOT, SetupError, run, say, stamp, stamped
@@ -15,6 +16,8 @@ _DEPUTY = [
     *("-fno-pie", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noseparate-code", "-s"),
 ]
 _SHIM = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Wno-builtin-declaration-mismatch"]
+_RELAY = ["-O2", "-Wall", "-Wextra", "-pie", "-fPIE", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-Wl,-z,relro,-z,now"]
+_LIBRARIES = ["-lssl", "-lcrypto"]
 SHIM = LIBEXEC / "shim.so"
 
 
@@ -24,10 +27,11 @@ def build() -> None:
         raise SetupError(f"this machine is {platform.machine()}", "the deputy and the kernel layer know x86-64 only")
     _compile(ROOT / "mig" / "deputy" / "deputy.c", LIBEXEC / "deputy", _DEPUTY)
     _compile(ROOT / "mig" / "criu" / "shim.c", SHIM, _SHIM)
+    _compile(ROOT / "mig" / "trust" / "relay.c", LIBEXEC / "relay", _RELAY, _LIBRARIES)
 
 
-def _compile(source: Path, target: Path, flags: list[str]) -> None:
-    key = f"{hashlib.sha256(source.read_bytes()).hexdigest()} {' '.join(flags)}"
+def _compile(source: Path, target: Path, flags: list[str], libraries: Sequence[str] = ()) -> None:
+    key = f"{hashlib.sha256(source.read_bytes()).hexdigest()} {' '.join([*flags, *libraries])}"
     if stamped(target.name, key) and target.exists():
         return
     compiler = shutil.which("gcc")
@@ -36,6 +40,6 @@ def _compile(source: Path, target: Path, flags: list[str]) -> None:
     say(f"compiling {source.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(target.name + ".new")
-    run([compiler, *flags, "-o", new, source])
+    run([compiler, *flags, "-o", new, source, *libraries])
     os.replace(new, target)  # a running deputy keeps the old file
     stamp(target.name, key)

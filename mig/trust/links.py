@@ -1,0 +1,259 @@
+"""Encrypted connections between nodes: TLS 1.3 with both ends pinned.  Every TCP connection of the pool is made or accepted here.
+
+What is returned is a plain unix socket; behind it a relay process of ours (``relay.c``, one for each process that has connections) speaks
+TLS with the other node.  So a connection can be read and written in any way, handed to another process and outlive its first owner, as a
+bare TCP connection can.  Home's files go from /dev/fuse to the wire in the relay itself (:func:`carry_fuse`).  Measured on two cores for
+both ends together: 0.9 GB/s, 80 us more for a question and its answer, 1.4 ms for a connection; those of a move are made before its freeze.
+
+The certificate's owner is looked up in :mod:`mig.trust.store`.  A certificate that is not known *yet* is waited for: gossip and the
+first connection of a new node may cross.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import struct
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+
+from mig import paths, wire
+from mig.trust import store
+from mig.trust.store import Peer
+
+_DIGEST, _TEXT = 32, 127
+_HEADER = 1 + _DIGEST + _TEXT
+_CLIENT, _SERVER, _FUSE, _END = b"C", b"S", b"F", b"X"
+_ORDER = struct.Struct("=Qc7x")
+"""An order to the relay: the number of a connection (the inode of our end of it), and what to do."""
+LEARNING = 2.0
+"""Seconds for which a certificate that nobody knows is waited for: two rounds of gossip."""
+_LOOK = 0.05
+
+
+class Stranger(wire.WireError):
+    """The other end proved a certificate that the pool does not know, or another than that of the node that was meant."""
+
+
+@dataclass
+class _Relay:
+    """The running helper."""
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    owner: int
+
+    def alive(self) -> bool:
+        return self.owner == os.getpid() and self.process.poll() is None
+
+
+_relay: _Relay | None = None
+_lock = threading.Lock()
+_store: store.Store | None = None
+
+
+def known() -> store.Store:
+    """The table of certificates."""
+    global _store
+    if _store is None:
+        _store = store.Store()
+    return _store
+
+
+def start() -> None:
+    """Start the relay now, so that the first connection does not wait for it (10 ms); idempotent."""
+    with _lock:
+        _running()
+
+
+def stop() -> None:
+    """Let the relay go: it ends with the last of its connections, and at once when there are none."""
+    global _relay
+    with _lock:
+        if _relay is not None and _relay.owner == os.getpid():
+            _relay.control.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _relay.process.wait(0.2)
+        _relay = None
+
+
+def pid() -> int:
+    """The relay's pid, 0 when there is none."""
+    return _relay.process.pid if _relay is not None and _relay.owner == os.getpid() else 0
+
+
+def _running() -> _Relay:
+    global _relay
+    if _relay is None or not _relay.alive():
+        if _relay is not None:
+            _relay.control.close()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            argv = [str(paths.libexec() / "relay"), "--serve", str(store.pem()), "--control", str(theirs.fileno())]
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd="/")
+        _relay = _Relay(process, ours, os.getpid())
+    return _relay
+
+
+def _hand_over(conn: socket.socket, role: bytes) -> socket.socket:
+    """Give a TCP connection to the relay; returns our end of what it makes of it.  ``conn`` is closed here."""
+    ours, theirs = socket.socketpair()
+    order = _ORDER.pack(_number(ours), role)
+    try:
+        with _lock, conn, theirs:
+            try:
+                socket.send_fds(_running().control, [order], [conn.fileno(), theirs.fileno()])
+            except ConnectionError:  # it died a moment ago
+                _running().process.wait()
+                socket.send_fds(_running().control, [order], [conn.fileno(), theirs.fileno()])
+    except BaseException:
+        ours.close()
+        raise
+    return ours
+
+
+def _number(ours: socket.socket) -> int:
+    return os.fstat(ours.fileno()).st_ino
+
+
+def carry_fuse(ours: socket.socket, device: int, down: int) -> int:
+    """From now on the relay itself carries FUSE messages between ``device`` and the connection behind ``ours``; returns its number.
+
+    Nothing may be on its way.  ``down`` (an eventfd) is written when that ends: with the mount, the connection, :func:`end`, or with us.
+    The caller may close all three.  Blocking, for a moment.  Raises ``OSError`` when the connection has ended.
+    """
+    number = _number(ours)
+    with _lock:
+        socket.send_fds(_running().control, [_ORDER.pack(number, _FUSE)], [device, down])
+    # our end stays open until the relay has let go of its own: an end seen before the order would be that of the connection
+    ours.settimeout(wire.PATIENCE)
+    if ours.recv(1):
+        raise ConnectionError(errno.EPROTO, "the connection was not quiet")
+    return number
+
+
+def end(number: int) -> None:
+    """End what :func:`carry_fuse` began; idempotent."""
+    with _lock, contextlib.suppress(OSError):
+        if _relay is not None and _relay.alive():
+            _relay.control.send(_ORDER.pack(number, _END))
+
+
+def _fingerprint(header: bytes | bytearray) -> str:
+    """The fingerprint that the relay reports; raises :class:`wire.WireError` with its words when there was no handshake."""
+    if header[0] != 1:
+        text = bytes(header[1 + _DIGEST :]).split(b"\0")[0].decode(errors="replace")
+        raise wire.WireError(f"no encrypted connection: {text}")
+    return store.fingerprint(bytes(header[1 : 1 + _DIGEST]))
+
+
+def _wrong(peer: Peer | None, fp: str, meant: int | None) -> Stranger:
+    if peer is None:
+        return Stranger(f"its certificate {fp} is not known in the pool (has it our cluster key?)")
+    return Stranger(f"its certificate is that of {peer.name} (id {peer.id}), not of node {meant}")
+
+
+# -- in the running loop ----------------------------------------------------------------------------------------------------------
+
+
+async def connect(node: int | None, addr: str, port: int, *, timeout: float = wire.PATIENCE, dead_after: int = 300) -> socket.socket:
+    """An encrypted connection to a process of node ``node`` (its id; None: of any node of the pool, where a token decides); non-blocking.
+
+    ``dead_after``: seconds after which a silent peer is given up.  Raises ``OSError``, ``TimeoutError``, and :class:`Stranger` when
+    another than that node answers.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(timeout):
+        s = _tcp(addr)
+        try:
+            s.setblocking(False)
+            await loop.sock_connect(s, (addr, port))
+            wire.tune(s, dead_after)
+        except BaseException:
+            s.close()
+            raise
+        plain, _ = await _meet(s, _CLIENT, node)
+    return plain
+
+
+async def accept(conn: socket.socket, *, timeout: float = wire.PATIENCE, dead_after: int = 300) -> tuple[socket.socket, Peer]:
+    """The encrypted form of an accepted connection (closed here, whatever happens), and which node is there; as :func:`connect`."""
+    try:
+        wire.tune(conn, dead_after)
+        async with asyncio.timeout(timeout):
+            return await _meet(conn, _SERVER, None)
+    finally:
+        conn.close()
+
+
+async def _meet(conn: socket.socket, role: bytes, node: int | None) -> tuple[socket.socket, Peer]:
+    plain = _hand_over(conn, role)
+    try:
+        plain.setblocking(False)
+        try:
+            fp = _fingerprint(await wire.arecv_exact(plain, _HEADER))
+        except EOFError:
+            raise wire.WireError("no encrypted connection: the relay ended") from None
+        deadline = time.monotonic() + LEARNING
+        while (peer := known().who(fp)) is None or node not in (None, peer.id):
+            if time.monotonic() > deadline:
+                raise _wrong(peer, fp, node)
+            await asyncio.sleep(_LOOK)
+        return plain, peer
+    except BaseException:
+        plain.close()
+        raise
+
+
+# -- blocking ---------------------------------------------------------------------------------------------------------------------
+
+
+def dial(node: int | None, addr: str, port: int, *, timeout: float = wire.PATIENCE) -> socket.socket:
+    """As :func:`connect`, blocking, for helpers and threads; the socket is blocking."""
+    s = _tcp(addr)
+    try:
+        s.settimeout(timeout)
+        s.connect((addr, port))
+        wire.tune(s)
+    except BaseException:
+        s.close()
+        raise
+    return _meet_blocking(s, _CLIENT, node, timeout)[0]
+
+
+def answer(conn: socket.socket, *, timeout: float = wire.PATIENCE) -> tuple[socket.socket, Peer]:
+    """As :func:`accept`, blocking."""
+    try:
+        wire.tune(conn)
+        return _meet_blocking(conn, _SERVER, None, timeout)
+    finally:
+        conn.close()
+
+
+def _meet_blocking(conn: socket.socket, role: bytes, node: int | None, timeout: float) -> tuple[socket.socket, Peer]:
+    plain = _hand_over(conn, role)
+    try:
+        plain.settimeout(timeout)
+        try:
+            fp = _fingerprint(wire.recv_exact(plain, _HEADER))
+        except EOFError:
+            raise wire.WireError("no encrypted connection: the relay ended") from None
+        deadline = time.monotonic() + LEARNING
+        while (peer := known().who(fp)) is None or node not in (None, peer.id):
+            if time.monotonic() > deadline:
+                raise _wrong(peer, fp, node)
+            time.sleep(_LOOK)
+        plain.settimeout(None)
+        return plain, peer
+    except BaseException:
+        plain.close()
+        raise
+
+
+def _tcp(addr: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in addr else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
