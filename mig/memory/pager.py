@@ -176,19 +176,20 @@ class Pager:
 
     def _drain(self, fd: int) -> bool:
         """Read what the kernel tells of one address space; events count at once, faults wait until all of them are read."""
+        mark = self.log.used
         try:
             events = self.log.read(fd)
         except OSError as e:
             log.info("userfaultfd %d: %s", fd, e)
             return False
         if any(e.kind != uffd.EVENT_PAGEFAULT for e in events):
-            self._heard_all(fd, events)
+            self._heard_all(fd, events, mark)
         else:
             for event in events:
                 self._heard(fd, event)
         return bool(events)
 
-    def _heard_all(self, fd: int, events: list[uffd.Event]) -> None:
+    def _heard_all(self, fd: int, events: list[uffd.Event], mark: int) -> None:
         """Events and faults: when no call is under way any more they are complete, and put into the order in which they happened."""
         index, began = self.owner[fd], time.monotonic()
         while uffd.changing(fd) and time.monotonic() - began < _PATIENCE:  # no page can be placed anyway
@@ -204,8 +205,10 @@ class Pager:
                 self.owner[event.a] = index
                 self.poll.register(event.a, select.EPOLLIN)
         told = [e for e in events if e.kind != uffd.EVENT_PAGEFAULT]
-        missing = self.spaces[index].missing[fd]
-        for event in [*order.settle(missing, fd, told, uffd.registered), *(e for e in events if e.kind == uffd.EVENT_PAGEFAULT)]:
+        happened = order.settle(self.spaces[index].missing[fd], fd, told, uffd.registered)
+        if happened != told:
+            self.log.rewrite(mark, fd, happened)
+        for event in [*happened, *(e for e in events if e.kind == uffd.EVENT_PAGEFAULT)]:
             self._heard(fd, event)
 
     def _heard(self, fd: int, event: uffd.Event) -> None:
@@ -259,23 +262,25 @@ class Pager:
         spaces = self.spaces.get(index)
         if spaces is None:
             raise wire.WireError(f"pages of process {index}, which we do not have")
+        single = False
         while places := spaces.places(source, source + length):
             p = places[0]
-            done, e = uffd.copy(p.space, p.start, where + p.source - source, p.end - p.start)
+            done, e = uffd.copy(p.space, p.start, where + p.source - source, PAGE if single else p.end - p.start)
             if done:
                 spaces.arrived(p.space, p.start, p.start + done)
-            at = p.start + done
+            at, single = p.start + done, False
             if e == errno.EAGAIN:
                 if not done:
                     self._retry(p.space)
+            elif e == errno.ENOENT and (uffd.changing(p.space) or self._drain(p.space)):
+                self._retry(p.space)  # the kernel looks for the area first: it may have been moved away just now, and that is not read yet
+            elif e == errno.ENOENT and p.end - p.start > PAGE:
+                single = True  # it takes one area at a time, and there may be several
             elif e in (errno.EEXIST, errno.ENOENT):
                 spaces.arrived(p.space, at, at + PAGE)
                 uffd.wake(p.space, at, PAGE)
             elif e == errno.ESRCH:
                 self._gone(p.space)
-            elif e == errno.ENOMEM:
-                log.warning("no memory for the guest's pages; trying again")
-                time.sleep(_NO_MEMORY)
             elif e:
                 raise OSError(e, f"UFFDIO_COPY of {p.end - p.start} bytes to {p.start:#x}: {os.strerror(e)}")
 

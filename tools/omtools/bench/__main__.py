@@ -18,14 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from mig.errors import MigError, NotPermitted
-from omtools.bench import lab, machine, peers, starts, table, target
+from omtools.bench import lab, machine, memory, peers, starts, table, target
 from omtools.bench.samples import PEERS, RUNC, Sample, rows
 from omtools.moslab import lab as labs
 
 OUT = Path(__file__).parents[3] / "out"
-FULL = {4: 7, 64: 7, 1024: 3}
+FULL = {4: 7, 64: 7, 1024: 3, 4096: 3}
 """Rounds by MiB."""
 QUICK = {4: 1}
+LINK = ((memory.RANDOM, 64, 3), (memory.RANDOM, 1024, 3), (memory.HEAP, 1024, 3))
+LINK_QUICK = ((memory.RANDOM, 16, 1), (memory.HEAP, 16, 1))
+TRACKED = (256, 7)
+TRACKED_QUICK = (16, 1)
 
 
 class Peers:
@@ -109,12 +113,34 @@ def measure_starts(quick: bool) -> dict[str, list[float]]:
     return times
 
 
-def _report(result: dict[str, Any], samples: list[Sample], times: dict[str, list[float]]) -> str:
+def measure_memory(quick: bool, failures: list[str]) -> tuple[list[memory.Link], list[float]]:
+    """Memory over a gigabit link; work done while tracked, as a part of that done untracked."""
+    with _scratch() as scratch:
+        program = target.build(scratch)
+        links = memory.over_gigabit(program, LINK_QUICK if quick else LINK, _say, failures)
+        _say("what tracking costs")
+        try:
+            return links, memory.slowdown(program, *(TRACKED_QUICK if quick else TRACKED))
+        except MigError as e:
+            failures.append("; ".join(e.lines()))
+            return links, []
+
+
+def _tracked(found: list[float]) -> str:
+    if not found:
+        return ""
+    return f"Work done while writes are tracked: {statistics.median(found):.2f} of that done untracked ({min(found):.2f}-{max(found):.2f})."
+
+
+def _report(
+    result: dict[str, Any], samples: list[Sample], times: dict[str, list[float]], links: list[memory.Link], tracked: list[float]
+) -> str:
     m = result["machine"]
     head = f"{m['date']}, {m['processor']}, {m['memory']}, kernel {m['kernel']}, CRIU {m['criu']}, runc {m['runc'] or '-'}"
     parts = [f"{head}\nload {result['load_before']} before, {result['load_after']} after; medians, milliseconds"]
     if samples:
         parts += [table.moves(samples), table.ratios(samples), table.steps(samples)]
+    parts += [memory.link_table(links), _tracked(tracked)]
     if times:
         body = [[what, table.ms(statistics.median(t)), f"{table.ms(min(t))}-{table.ms(max(t))}", str(len(t))] for what, t in times.items()]
         parts.append(table.table(["start", "time", "from-to", "runs"], body))
@@ -130,14 +156,16 @@ def run(quick: bool, out: Path) -> int:
     samples: list[Sample] = []
     failures: list[str] = []
     measure_moves(QUICK if quick else _fitting(FULL), samples, failures)
+    links, tracked = measure_memory(quick, failures)
     _say("starts")
     times = measure_starts(quick)
     result |= {"load_after": machine.load(), "seconds": round(time.monotonic() - began, 1), "failures": failures, "starts": times}
     result["rows"] = [dataclasses.asdict(r) for r in rows(samples)]
+    result |= {"links": [dataclasses.asdict(x) for x in links], "tracked": tracked}
     result["samples"] = [dataclasses.asdict(s) for s in samples]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    print(_report(result, samples, times))
+    print(_report(result, samples, times, links, tracked))
     print(f"\n{result['seconds']:.0f} s; all samples: {out}")
     if failures:
         raise MigError(f"{len(failures)} measurement(s) failed", reasons=failures)

@@ -24,6 +24,8 @@ from omtools.moslab import lab as labs
 _ROUTE = ((HERE_TO_N2, "n2"), (ONWARD, "n3"), (HOME, "home"))
 _STANDS_STILL = "freeze"
 _LOG_LINES = 8
+ALL = 120.0
+"""Seconds for all memory to arrive: 9 for a GiB at 1 Gbit/s."""
 
 
 def moslab(name: str, *args: str) -> None:
@@ -57,12 +59,13 @@ def _remove_groups(name: str) -> None:
 class Guest:
     """A target that was started in n1 and that we move; use it as a context manager."""
 
-    def __init__(self, lab: labs.Lab, program: Path, mib: int) -> None:
+    def __init__(self, lab: labs.Lab, program: Path, mib: int, *, with_: str = "") -> None:
+        """``with_``: the program that runs ``program``, an interpreter."""
         self.lab, self.mib = lab, mib
         node = lab.node("n1")
         tree = ready.tree(lab, node)
         path = f"/var/tmp/bench-{secrets.token_hex(4)}"
-        self.pid = enter.spawn(lab, node, [str(program), str(mib), path])
+        self.pid = enter.spawn(lab, node, [*([with_] if with_ else []), str(program), str(mib), path])
         here = procfs.host_pid(procfs.tree(int(lab.pid_file(node).read_text())), self.pid)
         self._pidfd = os.pidfd_open(here)  # its deputy is the same process
         self._diary = Diary(tree / path[1:], lambda: signal.pidfd_send_signal(self._pidfd, signal.SIGUSR1))
@@ -101,6 +104,26 @@ class Guest:
                 prepare = next(t for step, t in at if step == _STANDS_STILL)
                 return Sample(what, self.mib, number, self._diary.longest(), now, told, prepare, steps)
         raise MigError(f"the move to {to} has no answer")
+
+    def wait_for_all(self) -> float:
+        """Wait until all of its memory has arrived; returns when that was (``time.monotonic``).  Raises :class:`MigError`."""
+        deadline = time.monotonic() + ALL
+        while time.monotonic() < deadline:
+            rows = [g for g in self._client.call("guests", all=True)["guests"] if g["pid"] == self.pid]
+            if rows and not any(g.get("arriving") or g["state"] == "settling" for g in rows):
+                return time.monotonic()
+            time.sleep(0.02)
+        raise MigError(f"the memory of process {self.pid} has not arrived in {ALL:g} s")
+
+    def resident(self) -> int:
+        """Bytes of memory that it has, where it is at home."""
+        here = procfs.host_pid(procfs.tree(int(self.lab.pid_file(self.lab.node("n1")).read_text())), self.pid)
+        return procfs.status(here).rss
+
+    def work(self) -> int:
+        """Steps done so far."""
+        self._diary.longest()
+        return self._diary.steps()
 
 
 def journey(lab: labs.Lab, program: Path, mib: int, number: int) -> list[Sample]:

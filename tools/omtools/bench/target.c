@@ -1,6 +1,6 @@
 /* target MIB FILE: fills MIB of memory with what does not compress, then works on it for ever and watches its own clock.  The line
- * "ready" goes to FILE when the work begins, and on SIGUSR1 "longest MS": the longest time in which it did not run since the last such
- * line.  FILE is open only while a line is written, so that it is no matter of whoever moves this process. */
+ * "ready" goes to FILE when the work begins, and on SIGUSR1 "steps N", the work done so far, and "longest MS": the longest time in which
+ * it did not run since the last such line.  FILE is open only while a line is written, so that it is no matter of whoever moves this process. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
@@ -47,19 +47,21 @@ int main(int argc, char **argv) {
 	signal(SIGUSR1, ask);
 	note("ready\n");
 	double longest = 0;
+	unsigned long steps = 0;
 	for (double last = now_ms();;) {
 		for (int i = 0; i < 200; i++) {
 			state ^= state << 13, state ^= state >> 7, state ^= state << 17;
 			memory[state % hot] ^= 1;
 		}
+		steps += 200;
 		double now = now_ms();
 		if (now - last > longest)
 			longest = now - last;
 		last = now;
 		if (asked) {
-			char line[64];
+			char line[96];
 			asked = 0;
-			snprintf(line, sizeof line, "longest %.3f\n", longest);
+			snprintf(line, sizeof line, "steps %lu\nlongest %.3f\n", steps, longest);
 			note(line);
 			longest = 0;
 			last = now_ms(); /* the writing is no pause */

@@ -32,6 +32,12 @@ def answers(text: str) -> list[float]:
     return [float(line.split()[1]) for line in text[: text.rfind("\n") + 1].splitlines() if line.startswith("longest ")]
 
 
+def steps(text: str) -> int:
+    """The work done up to the last answer of a target."""
+    done = [int(line.split()[1]) for line in text[: text.rfind("\n") + 1].splitlines() if line.startswith("steps ")]
+    return done[-1] if done else 0
+
+
 class Diary:
     """What one target writes, as seen from outside.  ``signal`` sends it SIGUSR1, on which it tells its longest gap."""
 
@@ -52,6 +58,10 @@ class Diary:
             raise MigError("the benchmark's target has ended") from e
         self._wait(lambda: len(answers(self._text())) >= self._asked)
         return answers(self._text())[-1]
+
+    def steps(self) -> int:
+        """The work done up to the last :meth:`longest`."""
+        return steps(self._text())
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START
