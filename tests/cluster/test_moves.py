@@ -151,9 +151,7 @@ def test_a_hundred_moves(lab: Any, start: Start, record_property: Callable[[str,
     ids=["memory and threads", "tree", "files"],
 )
 @pytest.mark.parametrize("uid", [0, 1000])
-def test_programs_that_verify_themselves(
-    lab: Any, start: Start, uid: int, name: str, args: list[str], command: str, answer: str
-) -> None:
+def test_programs_that_verify_themselves(lab: Any, start: Start, uid: int, name: str, args: list[str], command: str, answer: str) -> None:
     t = start(name, *args, uid=uid)
     t.ask(command, answer)
     for to in ("n2", "n3", "home", "n3"):
