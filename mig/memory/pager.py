@@ -192,20 +192,25 @@ class Pager:
     def _heard_all(self, fd: int, events: list[uffd.Event], mark: int) -> None:
         """Events and faults: when no call is under way any more they are complete, and put into the order in which they happened."""
         index, began = self.owner[fd], time.monotonic()
-        while uffd.changing(fd) and time.monotonic() - began < _PATIENCE:  # no page can be placed anyway
-            try:
-                more = self.log.read(fd)
-            except OSError:
-                break
-            events += more
-            if not more:
-                time.sleep(_RETRY)
-        for event in events:
+        while True:
+            while uffd.changing(fd) and time.monotonic() - began < _PATIENCE:  # no page can be placed anyway
+                try:
+                    more = self.log.read(fd)
+                except OSError:
+                    break
+                events += more
+                if not more:
+                    time.sleep(_RETRY)
+            told = happened = [e for e in events if e.kind != uffd.EVENT_PAGEFAULT]
+            if time.monotonic() - began >= _PATIENCE:
+                break  # what is registered cannot be asked
+            happened = order.settle(self.spaces[index].missing[fd], fd, told, uffd.registered)
+            if not uffd.changing(fd):
+                break  # nothing has changed for as long as we looked
+        for event in told:
             if event.kind == uffd.EVENT_FORK:
                 self.owner[event.a] = index
                 self.poll.register(event.a, select.EPOLLIN)
-        told = [e for e in events if e.kind != uffd.EVENT_PAGEFAULT]
-        happened = order.settle(self.spaces[index].missing[fd], fd, told, uffd.registered)
         if happened != told:
             self.log.rewrite(mark, fd, happened)
         for event in [*happened, *(e for e in events if e.kind == uffd.EVENT_PAGEFAULT)]:
