@@ -103,7 +103,7 @@ def _nodes(name: str | None, *, here: bool = False) -> list[dict[str, Any]]:
     me = answer.get("self", "")
     for n in nodes:
         n["self"] = n["name"] == me
-        n["pool"] = answer
+        n["answer"] = answer
     if name is None:
         return [n for n in nodes if n["self"]] if here else sorted(nodes, key=lambda n: str(n["name"]))
     found = [n for n in nodes if name in (n["name"], str(n["id"]), n["addr"])]
