@@ -166,7 +166,8 @@ class Daemon:
         self.doors = Doors(self._doors_changed)
         self.evictor = Evictor(self.mover, self.guests, self.targets, self.events)
         self.owner = Owner(config, self.sampler, self.guests, self.jobs, self.doors, self.evictor, self.events)
-        of_owner = OwnerOperations(self.owner, self.evictor, self.accept)
+        self.balancer.shares.guest_weight = self.owner.share.unit
+        of_owner = OwnerOperations(self.owner, self.evictor, self.accept, self._keep_home)
         self.control = Control(paths.CONTROL, operations.table() | of_owner.table() | self.steering.table())
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -256,6 +257,10 @@ class Daemon:
             self.evictor.stop(ADMINISTRATOR)
         self.doors.set(ADMINISTRATOR, why_not)
         self.events.add("block" if not on else "noblock", home=self.me().name, reason=why_not)
+
+    def _keep_home(self) -> None:
+        self.switches.lstay = True
+        self.switches.save()
 
     def _doors_changed(self, accepting: bool, why_not: str) -> None:
         """Tell everybody at once."""

@@ -106,6 +106,7 @@ class GuestShare:
         if not moving:
             self.how = "idle priority" if idle else f"nice {nice} together"
 
+
 def _put(path: Path, text: str) -> None:
     path.write_text(text)
 

@@ -93,7 +93,7 @@ machine) is declared dead; when it wakes up it notices from its clock that it wa
 
 `mig/pool/wire.py`. Append-only: keys, positions in a record and bytes of a sample keep their meaning for ever; what is unknown is ignored,
 what is missing has its default. A daemon says its version in `v` and refuses only what is older than it understands.
-"""  # noqa: E501  # a table's row is a line
+"""  # a table's row is a line
 
 
 def groups(rows: list[Row]) -> list[tuple[int, str]]:
