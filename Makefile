@@ -5,10 +5,10 @@ PART   :=
 ARGS   :=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test soak bench lint
+.PHONY: help env demo test soak bench economy lint
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: ## packages, virtual environment, compiled helpers, a CRIU that suits this kernel
 	@sh tools/omtools/setup/bootstrap.sh
@@ -27,6 +27,9 @@ soak: env ## the tests that take minutes: many moves, large simulations, hostile
 bench: env ## measure pauses, moves and start-up, beside runc and plain CRIU
 	@sh tools/omtools/setup/bootstrap.sh bench
 	@$(PYTHON) -m omtools.bench
+
+economy: env ## simulate the economy on 32 seeds and write docs/economy.md (10 minutes; goes on where it was)
+	@$(PYTHON) -m omtools.sim
 
 lint: env ## ruff and mypy
 	@$(PYTHON) -m ruff check .

@@ -46,6 +46,8 @@ class Config:
     interfaces: tuple[str, ...] = ()
     # Multicast group of the hellos (site-local scope, hop limit 1).  "": no multicast.  It costs one datagram a `hello_s` and interface.
     multicast: str = "239.192.72.30"
+    # The same for nodes whose address is IPv6.
+    multicast6: str = "ff15::6d69:6721"
     # "ADDR" or "ADDR:PORT" of nodes to try where multicast is blocked.  One living seed suffices: it tells of all the others.
     seeds: tuple[str, ...] = ()
     # Interval of hellos.  Shorter: a new node is found sooner; cost: a datagram to the group and to each seed that is not alive.  In pools
@@ -205,6 +207,9 @@ class Config:
             out.append(f"addr = {self.addr!r}: not an IP address")
         if self.multicast and not (_is_address(self.multicast) and ipaddress.ip_address(self.multicast).is_multicast):
             out.append(f"multicast = {self.multicast!r}: not a multicast address")
+        six = self.multicast6
+        if six and not (":" in six and _is_address(six) and ipaddress.ip_address(six).is_multicast):
+            out.append(f"multicast6 = {self.multicast6!r}: not an IPv6 multicast address")
         for s in self.seeds:
             try:
                 split_address(s, self.port)

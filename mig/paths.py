@@ -9,6 +9,9 @@ from pathlib import Path
 RUN = Path(os.environ.get("MIG_RUN", "/run/mig"))
 """Run-time state of this node; a tmpfs in practice, so it ends with the boot, as the processes it describes do."""
 
+STATE = Path(os.environ.get("MIG_STATE") or (RUN / "state" if "MIG_RUN" in os.environ else "/var/lib/mig"))
+"""What this node keeps over boots."""
+
 CONTROL = RUN / "control.sock"
 """omdiscd's control socket (ZMQ ipc)."""
 AGENTS = RUN / "agents"

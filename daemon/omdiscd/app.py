@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import platform
@@ -19,14 +18,14 @@ from mig import paths
 from mig.config import Config, split_address
 from mig.deputy import orphan
 from mig.errors import MigError
-from mig.kernel import pidfd, procfs
+from mig.kernel import pidfd
 from mig.kernel.cgroup import leave_unit
 from mig.migration.sweep import sweep
 from mig.model import GuestState, NodeInfo
 from mig.pool.pool import Changed, Pool
 from mig.pool.timing import Timing
 from mig.trust import keys, links, store
-from omdiscd import addresses, ops, resources
+from omdiscd import addresses, node_id, ops, resources
 from omdiscd.balancer import Balancer
 from omdiscd.control import Control
 from omdiscd.discovery import Discovery, clock
@@ -36,6 +35,8 @@ from omdiscd.evict import ADMINISTRATOR, Evictor
 from omdiscd.guests import Guests
 from omdiscd.jobs import Jobs
 from omdiscd.moves import Mover
+from omdiscd.netwatch import NetWatch
+from omdiscd.node_facts import Facts
 from omdiscd.orders import HomeOrders
 from omdiscd.owner import Owner
 from omdiscd.owner_ops import OwnerOperations
@@ -56,21 +57,6 @@ _RECOVERY_S = 0.5
 """Seconds between two looks for what dead agents left: a process of theirs may stand frozen."""
 
 
-def node_boot() -> str:
-    """Which life of this node it is: changes when the machine boots, and when the container that the node is in is started anew.
-
-    Containers share the kernel's boot id, so the start time of their first process is part of it.
-    """
-    return hashlib.blake2s(f"{pidfd.boot_id()} {procfs.stat(1).start}".encode(), digest_size=8).hexdigest()
-
-
-def node_id(addr: str) -> int:
-    """An id from an address: the low 16 bits of IPv4, a checksum of IPv6; never 0."""
-    if ":" in addr:
-        return int.from_bytes(hashlib.blake2s(addr.encode(), digest_size=2).digest(), "big") or 1
-    return int.from_bytes(socket.inet_aton(addr)[2:], "big") or 1
-
-
 class Daemon:
     """All parts of one node."""
 
@@ -84,6 +70,7 @@ class Daemon:
         self.known = links.known()
         self.events = Events()
         self.sampler = Sampler(config, info)
+        self.facts = Facts(info)
         self.guests = Guests(self.me, self.events.relay, self._guests_changed)
         self.guests.on_agent_gone = self._agent_gone
         self.spawner = Spawner(self.me, self.guests, faults=config.faults)
@@ -95,9 +82,13 @@ class Daemon:
         seeds = [split_address(s, config.port) for s in config.seeds] if cluster else []
         self.members = Pool(info, seeds, timing, random.Random(), clock())
         self.discovery = Discovery(
-            self.members, seal, group=config.multicast if cluster else "", interfaces=self.interfaces,
-            me=self.me, changed=self._node_changed,
+            self.members, seal, group=_group(config, info.addr) if cluster else "",
+            interfaces=self.interfaces, me=self.me, changed=self._node_changed,
         )  # fmt: skip
+        self.netwatch = NetWatch(config, self.discovery, interfaces or list(config.interfaces), self._start_anew)
+        self.anew = False
+        """Whether omdiscd ends in order to start again."""
+        self._stop = asyncio.Event()
         self.peers = PeerServer(config, self.discovery.nodes, self.sampler, self.guests, self.spawner, self.events)
         self.targets = Targets(config, self.discovery.nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
@@ -123,7 +114,8 @@ class Daemon:
         self.doors = Doors(self._doors_changed)
         self.evictor = Evictor(self.mover, self.guests, self.targets, self.events)
         self.owner = Owner(config, self.sampler, self.guests, self.jobs, self.doors, self.evictor, self.events)
-        of_owner = OwnerOperations(self.owner, self.evictor, self.accept)
+        self.balancer.shares.guest_weight = self.owner.share.unit
+        of_owner = OwnerOperations(self.owner, self.evictor, self.accept, self._keep_home)
         self.control = Control(paths.CONTROL, operations.table() | of_owner.table() | self.steering.table())
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -134,7 +126,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until a signal; raises :class:`MigError` when it cannot start."""
         me = self.me()
-        stop = asyncio.Event()
+        stop = self._stop
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stop.set)
@@ -162,7 +154,7 @@ class Daemon:
         )
         parts = (
             self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
-            self._keep_learning, self.owner.run, self.evictor.run, watchdog,
+            self._keep_learning, self.owner.run, self.evictor.run, self.netwatch.run, self.facts.run, watchdog,
         )  # fmt: skip
         tasks = [asyncio.ensure_future(p()) for p in parts]
         waiting = asyncio.ensure_future(stop.wait())
@@ -173,8 +165,9 @@ class Daemon:
                 t.result()  # a part never ends by itself: this raises what ended it
         finally:
             notify("STOPPING=1")
-            me.state = "left"
-            self.discovery.urgent()
+            if not self.anew:
+                me.state = "left"
+                self.discovery.urgent()
             for t in (*tasks, *self._tasks, waiting):
                 t.cancel()
             await asyncio.gather(*tasks, waiting, return_exceptions=True)
@@ -213,11 +206,20 @@ class Daemon:
         self.doors.set(ADMINISTRATOR, why_not)
         self.events.add("block" if not on else "noblock", home=self.me().name, reason=why_not)
 
+    def _keep_home(self) -> None:
+        self.switches.lstay = True
+        self.switches.save()
+
     def _doors_changed(self, accepting: bool, why_not: str) -> None:
         """Tell everybody at once."""
         me = self.me()
         me.accepting, me.why_not = accepting, why_not
         self.discovery.urgent()
+
+    def _start_anew(self, why: str) -> None:
+        log.warning("this node starts anew: %s", why)
+        self.anew = True
+        self._stop.set()
 
     def _guests_changed(self) -> None:
         self.me().guests = self.guests.hosted()
@@ -263,13 +265,18 @@ def _identity(config: Config, interfaces: list[str], key: bool) -> tuple[NodeInf
         chosen = [name]
     blocked = ops.is_blocked() or not config.accept
     info = NodeInfo(
-        id=config.id or node_id(addr), name=config.name or platform.node() or addr, addr=addr, port=config.port,
-        incarnation=time.time_ns() // 1_000_000, boot=node_boot(),
+        id=config.id or node_id.stable(addr), name=config.name or platform.node() or addr, addr=addr, port=config.port,
+        incarnation=time.time_ns() // 1_000_000, boot=node_id.boot(),
         speed=config.speed or resources.speed(), cpus=config.cpus or resources.cpus(),
         accepting=not blocked, why_not="blocked by its administrator" if blocked else "", version=mig.__version__,
         fingerprint=store.make_identity(),
     )  # fmt: skip
     return info, chosen
+
+
+def _group(config: Config, addr: str) -> str:
+    """The multicast group of our address's kind."""
+    return config.multicast6 if ":" in addr else config.multicast
 
 
 async def _only_one() -> None:

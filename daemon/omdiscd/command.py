@@ -73,7 +73,10 @@ def _run(args: argparse.Namespace) -> int:
     config = load(args.config)
     if os.geteuid() != 0:
         raise MigError("omdiscd must run as root: it freezes, dumps and restores processes of all users")
-    asyncio.run(Daemon(config, args.interfaces, args.config).run())
+    daemon = Daemon(config, args.interfaces, args.config)
+    asyncio.run(daemon.run())
+    if daemon.anew:  # in the same process: whoever watches it sees no end, guests and their helpers see nothing at all
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return 0
 
 

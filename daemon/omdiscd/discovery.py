@@ -45,6 +45,8 @@ class Discovery:
     ) -> None:
         self.members, self.seal, self.group, self._me, self._changed = members, seal, group, me, changed
         self._sockets = GossipSockets(members.me.addr, members.me.port, group, interfaces, self.received)
+        self.wanted = list(interfaces) if group else []
+        """Where the group shall be heard, whether or not it can be now."""
         self.rejected = 0
         """Datagrams that were not sealed with our key, damaged or repeated."""
         self.strangers = Strangers()
@@ -56,6 +58,10 @@ class Discovery:
     def interfaces(self) -> list[str]:
         """Where hellos go to the group."""
         return self._sockets.interfaces
+
+    def join(self, interface: str) -> None:
+        """Hear the group there, after the interface was away; raises ``OSError``, EADDRINUSE when it is heard already."""
+        self._sockets.join(interface)
 
     async def start(self) -> None:
         """Bind; raises ``OSError`` when the port is taken or the address is not ours."""

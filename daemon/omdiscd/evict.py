@@ -37,6 +37,8 @@ AGAIN = 3.0
 """Seconds after which a guest that nobody took is tried again."""
 ASKED = 3
 """Nodes that are asked before a guest goes home."""
+_SETTLE = 3.0
+"""Seconds in which the keeper of a guest whose move has failed says that it runs again."""
 ADMINISTRATOR = "administrator"
 _GOING_ON = ("moving", "in-doubt", "settling")
 
@@ -160,8 +162,9 @@ class Evictor:
             if procfs.state(state.host_pid) in (None, "Z") or k.closed or not self.wanted:
                 return
         self.stuck[state.host_pid] = failures
-        if k.state is None or k.state.state in _GOING_ON:
-            return
+        if not await _settled(k):
+            return  # somebody else moves it, or it has ended
+        assert k.state is not None
         if k.state.state != "frozen":
             await self._hold(k, True)
             log.warning("process %d (%s) of %s could not leave and stands frozen: %s", state.pid, state.comm, state.home, failures)
@@ -211,3 +214,11 @@ class Evictor:
     def _tell(self, state: GuestState, **news: Any) -> None:
         for listener in list(self.listeners):
             listener({"pid": state.pid, "comm": state.comm, "home": state.home, "here": state.host_pid, **news})
+
+
+async def _settled(k: Link) -> bool:
+    """Whether nothing is done with the guest any more: its keeper's word comes by another way than the answer to the move."""
+    end = time.monotonic() + _SETTLE
+    while not k.closed and k.state is not None and k.state.state in _GOING_ON and time.monotonic() < end:
+        await asyncio.sleep(0.02)
+    return not k.closed and k.state is not None and k.state.state not in _GOING_ON

@@ -32,6 +32,7 @@ class GossipSockets:
         self._family = socket.AF_INET6 if self._v6 else socket.AF_INET
         self._transports: list[asyncio.DatagramTransport] = []
         self._sock: socket.socket | None = None
+        self._member: socket.socket | None = None
 
     async def open(self) -> None:
         """Bind and join; raises ``OSError`` when the port is taken or the address is not ours."""
@@ -64,7 +65,10 @@ class GossipSockets:
 
     def join(self, interface: str) -> None:
         """Hear the group on one interface more (or again, after it was away); raises ``OSError``, also when it is joined already."""
-        self._add(self._member, interface)
+        if self._member is not None:
+            self._add(self._member, interface)
+            if interface not in self.interfaces:
+                self.interfaces.append(interface)
 
     def _new(self) -> socket.socket:
         s = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)

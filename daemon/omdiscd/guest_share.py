@@ -21,6 +21,8 @@ from omdiscd.guests import Guests
 log = logging.getLogger(__name__)
 
 GROUP, MOVING = "mig-guests", "mig-moving"
+CELL = "mig-cell-"
+"""How the cgroups of cells are named (:func:`mig.cell.house.cell_cgroup`)."""
 _MOVING_NICE = -5
 """Three times an equal share.  Seen without: 64 MiB on a node of 0.6 CPUs with four busy loops of its owner's, at idle priority the move
 was rolled back after 7 s, again and again."""
@@ -79,6 +81,8 @@ class GuestShare:
     def _set(self, pid: int, count: int, moving: bool) -> None:
         guest = cgroup.of(pid)
         cell = guest.parent
+        if not cell.name.startswith(CELL):
+            return  # it has just left its cell: what is in that group is not ours
         idle = self.idle and not moving
         nice = _MOVING_NICE if moving else max(0, self.nice)
         if (cell / "cpu.weight").exists():
@@ -101,6 +105,7 @@ class GuestShare:
             return
         if not moving:
             self.how = "idle priority" if idle else f"nice {nice} together"
+
 
 def _put(path: Path, text: str) -> None:
     path.write_text(text)

@@ -37,6 +37,10 @@ _SHORT = 0.05
 """Share of the memory that must be free while guests linger."""
 
 
+_TOLD = {State.IN: "in", State.LINGERING: "in", State.LEAVING: "leaving", State.OUT: "out"}
+"""What the pool is told of a node's state."""
+
+
 class Owner:
     """The adaptive pool's part of one node."""
 
@@ -82,6 +86,7 @@ class Owner:
         for instruction in self.membership.step(self._facts()):
             self._do(instruction)
         self._begun = True
+        self._me.pool = _TOLD[self.membership.state]
         self.share.apply()
 
     def _facts(self) -> Facts:

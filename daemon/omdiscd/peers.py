@@ -187,6 +187,7 @@ class PeerServer:
             )
             await wire.asend(conn, op="refused", reasons=reasons)
             return
+        m["mode"] = "home" if home.id == info.id else "remote"  # only home shows its own file tree
         m["root_allowed"] = self.config.allow_root_guests  # whatever the source wrote there
         pid = self.spawner.keeper(conn, m)
         what = f"process {facts.pid} ({facts.comm}) of {home.name}"

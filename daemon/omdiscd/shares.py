@@ -93,7 +93,9 @@ class Shares:
             return group
         own = cgroup.of(w.root)
         if w.guest:
-            # a cell is a group already
+            # a cell is a group already; one of idle priority has no weight
+            if (own.parent / "cpu.idle").exists() and (own.parent / "cpu.idle").read_text().strip() == "1":
+                return None
             _put(own.parent / "cpu.weight", str(min(10000, max(1, round(self.guest_weight(count) * w.part)))))
             return None
         if own == cgroup.root() or own.name.startswith("mig-P"):

@@ -315,7 +315,7 @@ class Agent:
             "op": "prepare", "v": wire.VERSION, "mid": mid, "epoch": epoch, "mode": mode,
             "home": dataclasses.asdict(self.node), "agent": [self.board.addr, self.board.port],
             "files": [self.files.addr, self.files.port], "token": self.token,
-            "agent_pid": os.getpid(), "agent_fds": self.externals.numbers(), "nmigs": self.row.nmigs + 1,
+            "nmigs": self.row.nmigs + 1,
         }  # fmt: skip
 
     async def expire_names(self) -> None:
@@ -436,6 +436,8 @@ class Agent:
                 await k.send("relocked")
             case "clocks?":
                 await k.send("clocks", monotonic=time.monotonic_ns(), boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+            case "ends?":
+                await k.send("ends", pid=os.getpid(), fds=self.externals.numbers(), uids=self.facts.uids, gids=self.facts.gids)
             case "busy?":
                 await k.send("busy", busy=self.externals.busy())
             case "expire":

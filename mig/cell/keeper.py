@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -70,6 +71,7 @@ class Keeper:
         self.mid, self.epoch, self.mode = str(request["mid"]), int(request["epoch"]), str(request["mode"])
         self.home = NodeInfo.from_map(request["home"])
         self.facts = ProcessFacts.from_map(request["facts"])
+        self.agreed = Agreement.of(self.facts, root_allowed=bool(request.get("root_allowed")))
         self.journal = Journal(self.mid, "destination")
         self.work: Path | None = None
         self.agent: socket.socket | None = None
@@ -136,10 +138,20 @@ class Keeper:
             self._clocks = await self._compare_clocks()
             for e in self.facts.externals:
                 self.proxies.connected(e, await self._connect_agent(addr, port, kind="channel", id=e.id))
-            self.proxies.take_real_ends(int(self.request["agent_pid"]), {int(k): int(v) for k, v in self.request["agent_fds"].items()})
+            if self.mode == "home":
+                await self._ask_home()
         except (OSError, EOFError, TimeoutError) as e:
             why = f"{self.node.name} cannot reach the home agent at {addr}: {describe(e)}"
             raise MigError(why, hint="is the network between the nodes cut one way?") from e
+
+    async def _ask_home(self) -> None:
+        """The real ends of what was proxied, and who the process was when it left: asked of the agent, as a host could say anything."""
+        assert self.agent is not None
+        await wire.asend(self.agent, op="ends?")
+        m = await asyncio.wait_for(wire.arecv(self.agent), 10)
+        self.proxies.take_real_ends(int(m["pid"]), {int(k): int(v) for k, v in m["fds"].items()})
+        uids, gids = (frozenset(int(i) for i in m[k]) for k in ("uids", "gids"))
+        self.agreed = dataclasses.replace(self.agreed, uids=uids, gids=gids, root_allowed=0 in uids)
 
     async def _compare_clocks(self) -> tuple[int, int]:
         """Nanoseconds by which home's monotonic and boot clocks are ahead of ours; of some answers the quickest is the most exact.
@@ -227,8 +239,7 @@ class Keeper:
         """Raises :class:`MigError` when the images are not what was admitted: then CRIU does not see them."""
         assert self.work is not None
         began = time.monotonic()
-        agreed = Agreement.of(self.facts, root_allowed=bool(self.request.get("root_allowed")))
-        reasons = objections(self.work / "img", agreed)
+        reasons = objections(self.work / "img", self.agreed)
         log.info("images looked at in %.1f ms", (time.monotonic() - began) * 1e3)
         if reasons:
             raise MigError(f"{self.node.name} does not restore what it was sent: it is not what was agreed", reasons=reasons)
@@ -453,6 +464,7 @@ class Keeper:
             if self._shelved:  # the roll-back may have thawed it
                 source.group.freeze()
                 await self._tell_shelved()
+            await self.watchers.changed()
             await self.tell_agent("moved", ok=False, error=as_error(result, what, self.node.name).to_wire())
             return
         pause = round((result.ended_at - result.frozen_at) * 1e3, 1)

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator
 from mig.economy.judge import Candidate
 from mig.economy.price import NodeView, added
 
+LONG_S = 5.0
+"""Seconds of sending beyond which a process must gain by the move too: while it is sent it takes memory at both ends, which on a slow line
+makes a shortage worse."""
 TRIED = 4
 """Processes for which a place is sought in one decision."""
 

@@ -97,9 +97,10 @@ def changing(fd: int) -> bool:
 def registered(fd: int, addr: int) -> bool:
     """Whether private memory that is registered lies at this address.
 
-    UFFDIO_CONTINUE is for shared memory: for private memory it does nothing and says EINVAL, ENOENT where nothing is registered.
+    UFFDIO_CONTINUE is for shared memory: for private memory it does nothing and says EINVAL, ENOENT where nothing is registered.  True
+    as well while that cannot be asked, because a call is under way.
     """
-    return _probe(fd, addr) == errno.EINVAL
+    return _probe(fd, addr) in (errno.EINVAL, errno.EAGAIN)
 
 
 def parse(messages: bytes | bytearray | memoryview) -> list[Event]:

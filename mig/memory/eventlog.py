@@ -91,6 +91,17 @@ class EventLog:
         self._view[at + _HEAD.size : at + _HEAD.size + uffd.MESSAGE] = uffd.message(event)
         self._set_used(at + _HEAD.size + uffd.MESSAGE)
 
+    def rewrite(self, mark: int, fd: int, events: list[uffd.Event]) -> None:
+        """What was read since ``used`` was ``mark`` happened in this order: a pager that goes on from here cannot find out any more.
+
+        One that dies in the microseconds of this loses the batch; it is done about once in a hundred thousand calls of a guest.
+        """
+        if self.full:
+            return
+        self._set_used(mark)
+        for e in events:
+            self.told(fd, e)
+
     def _note(self, fd: int, what: int, index: int) -> None:
         if self.full:
             return

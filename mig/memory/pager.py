@@ -176,36 +176,44 @@ class Pager:
 
     def _drain(self, fd: int) -> bool:
         """Read what the kernel tells of one address space; events count at once, faults wait until all of them are read."""
+        mark = self.log.used
         try:
             events = self.log.read(fd)
         except OSError as e:
             log.info("userfaultfd %d: %s", fd, e)
             return False
         if any(e.kind != uffd.EVENT_PAGEFAULT for e in events):
-            self._heard_all(fd, events)
+            self._heard_all(fd, events, mark)
         else:
             for event in events:
                 self._heard(fd, event)
         return bool(events)
 
-    def _heard_all(self, fd: int, events: list[uffd.Event]) -> None:
+    def _heard_all(self, fd: int, events: list[uffd.Event], mark: int) -> None:
         """Events and faults: when no call is under way any more they are complete, and put into the order in which they happened."""
         index, began = self.owner[fd], time.monotonic()
-        while uffd.changing(fd) and time.monotonic() - began < _PATIENCE:  # no page can be placed anyway
-            try:
-                more = self.log.read(fd)
-            except OSError:
-                break
-            events += more
-            if not more:
-                time.sleep(_RETRY)
-        for event in events:
+        while True:
+            while uffd.changing(fd) and time.monotonic() - began < _PATIENCE:  # no page can be placed anyway
+                try:
+                    more = self.log.read(fd)
+                except OSError:
+                    break
+                events += more
+                if not more:
+                    time.sleep(_RETRY)
+            told = happened = [e for e in events if e.kind != uffd.EVENT_PAGEFAULT]
+            if time.monotonic() - began >= _PATIENCE:
+                break  # what is registered cannot be asked
+            happened = order.settle(self.spaces[index].missing[fd], fd, told, uffd.registered)
+            if not uffd.changing(fd):
+                break  # nothing has changed for as long as we looked
+        for event in told:
             if event.kind == uffd.EVENT_FORK:
                 self.owner[event.a] = index
                 self.poll.register(event.a, select.EPOLLIN)
-        told = [e for e in events if e.kind != uffd.EVENT_PAGEFAULT]
-        missing = self.spaces[index].missing[fd]
-        for event in [*order.settle(missing, fd, told, uffd.registered), *(e for e in events if e.kind == uffd.EVENT_PAGEFAULT)]:
+        if happened != told:
+            self.log.rewrite(mark, fd, happened)
+        for event in [*happened, *(e for e in events if e.kind == uffd.EVENT_PAGEFAULT)]:
             self._heard(fd, event)
 
     def _heard(self, fd: int, event: uffd.Event) -> None:

@@ -10,13 +10,12 @@ The rules of the kernel that a caller has to keep (``fs/userfaultfd.c``), or a p
   again**; a fault at an address that is not missing here is a zero page only when ``UFFDIO_ZEROPAGE`` then succeeds.
 * One thread reads events and places pages, or both under one lock: between the reading of ``REMOVE`` and its entry here nothing may be
   placed.
-* ``UFFDIO_COPY`` never overwrites (``EEXIST``): such a page counts as arrived.  ``ENOENT``: not mapped, or mapped anew: it counts as
-  dropped; wake whoever waits there, and he gets his signal.  ``ESRCH``: the address space has ended or was left by ``execve``.
+* ``UFFDIO_COPY`` never overwrites (``EEXIST``): such a page counts as arrived.  ``ENOENT`` is said too early: the kernel looks for the
+  area before it looks for calls under way, and takes one area at a time.  Only for a single page, with no call under way and nothing
+  unread, it means dropped: not mapped, or mapped anew; wake whoever waits there, and he gets his signal.  ``ESRCH``: the address space has
+  ended or was left by ``execve``.
 * ``FORK`` is the copy of its parent at the moment of the reading: the kernel lets no page be placed between the fork and that.
-
-Two threads of a guest whose calls overlap in time may have their events queued in the other order (events are queued after the mmap lock
-has been let go).  Such calls were not ordered by the guest either, with one exception that is accepted here, as in CRIU: the kernel may
-give the address of an ``munmap`` whose event is not queued yet to another thread's ``mremap``.
+* Two threads' calls that overlap in time may have their events queued in the other order: :mod:`mig.memory.order`.
 """
 
 from __future__ import annotations

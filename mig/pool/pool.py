@@ -126,6 +126,8 @@ class Pool:
         for r in m.records:
             self.members.record(now, r, out)
         self._heard = now
+        if m.sender == self.me.id and source[0].partition("%")[0] != self.me.addr:
+            self.members.clash = source[0]
         if m.sender == self.me.id:
             return out  # our own hello to the group; another one's record with our id was seen above
         news = [r for r in m.rumors if self.members.rumor(now, r, out)]

@@ -57,10 +57,11 @@ class Timing:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """As a node is configured."""
+        """As a node is configured.  Patience with an answer does not shrink below what a busy node needs."""
+        probe = max(0.8, config.gossip_s)
         return cls(
             hello_s=config.hello_s, gossip_s=config.gossip_s, fanout=config.fanout, small_fanout=min(3, config.fanout),
-            probe_s=config.gossip_s, timeout_s=config.gossip_s / 2, suspect_s=config.suspect_s, dead_s=config.dead_s,
+            probe_s=probe, timeout_s=probe / 2, suspect_s=config.suspect_s, dead_s=config.dead_s,
             forget_s=config.forget_s,
         )  # fmt: skip
 

@@ -161,8 +161,8 @@ def _wrong(peer: Peer | None, fp: str, meant: int | None) -> Stranger:
 # -- in the running loop ----------------------------------------------------------------------------------------------------------
 
 
-async def connect(node: int, addr: str, port: int, *, timeout: float = wire.PATIENCE, dead_after: int = 300) -> socket.socket:
-    """An encrypted connection to a process of node ``node`` (its id); non-blocking.
+async def connect(node: int | None, addr: str, port: int, *, timeout: float = wire.PATIENCE, dead_after: int = 300) -> socket.socket:
+    """An encrypted connection to a process of node ``node`` (its id; None: of any node of the pool, where a token decides); non-blocking.
 
     ``dead_after``: seconds after which a silent peer is given up.  Raises ``OSError``, ``TimeoutError``, and :class:`Stranger` when
     another than that node answers.
@@ -213,7 +213,7 @@ async def _meet(conn: socket.socket, role: bytes, node: int | None) -> tuple[soc
 # -- blocking ---------------------------------------------------------------------------------------------------------------------
 
 
-def dial(node: int, addr: str, port: int, *, timeout: float = wire.PATIENCE) -> socket.socket:
+def dial(node: int | None, addr: str, port: int, *, timeout: float = wire.PATIENCE) -> socket.socket:
     """As :func:`connect`, blocking, for helpers and threads; the socket is blocking."""
     s = _tcp(addr)
     try:

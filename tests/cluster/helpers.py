@@ -22,9 +22,9 @@ PYTHON = "/usr/bin/env python3 -S"
 COUNT = f"{PYTHON} {GUESTS}/count.py"
 
 
-def migrate(lab: Any, pid: int, to: str, *, node: str = "n1", timeout: float = 30) -> dict[str, Any]:
+def migrate(lab: Any, pid: int, to: str, *, node: str = "n1", timeout: float = 30, mode: str = "auto") -> dict[str, Any]:
     """Move it, which must succeed; the tool's JSON.  ``node`` is home."""
-    r = lab.run(node, ["migrate", "--json", str(pid), to], timeout=timeout)
+    r = lab.run(node, ["migrate", "--json", "--mode", mode, str(pid), to], timeout=timeout)
     assert r.returncode == 0, f"migrate {pid} {to}: {r.returncode}\n{r.stdout}{r.stderr}"
     result: dict[str, Any] = json.loads(r.stdout)
     assert result["to"] == (node if to == "home" else to), result

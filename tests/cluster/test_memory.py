@@ -125,3 +125,17 @@ def test_a_cut_link_makes_the_guest_wait_and_loses_nothing(lab: Any, block: Bloc
     block.verified(90)
     assert len(file_text(lab, block.file)) > len(before)
     arrived(lab, block.pid, 1)
+
+
+def test_an_aborted_move_costs_nothing_whatever_had_been_hidden(lab: Any, block: Block) -> None:
+    """A failure at the last moment before the commit, and the destination's death at its barrier; then it moves."""
+    for node, point, action in (("n1", "before_commit", "fail"), ("n2", "at_barrier", "die")):
+        lab.run(node, f"mkdir -p /run/mig/faults; echo {action} > /run/mig/faults/{point}", check=True)
+        r = lab.run("n1", ["migrate", "--mode", "post-copy", str(block.pid), "n2"], timeout=90)
+        assert r.returncode == 4, r.stdout + r.stderr
+        lab.run(node, "rm /run/mig/faults/*", check=True)
+        block.verified()
+        assert lab.run("n2", "pgrep -f 'mig[.]memory'").stdout == "", "neither pager nor guardian is left"
+    assert move(lab, block.pid, "n2", "post-copy")["mode"] == "post-copy"
+    block.verified()
+    arrived(lab, block.pid, 1)

@@ -26,7 +26,7 @@ DIRECTORY = "/opt/guests"
 class Told:
     """A guest of tests/guests: commands on its stdin, numbered lines on its stdout, of which none may be missing or doubled."""
 
-    def __init__(self, lab: Any, argv: Sequence[str], uid: int = 0) -> None:
+    def __init__(self, lab: Any, argv: Sequence[str], uid: int = 0, *, start: float = 20) -> None:
         take, self._to = os.pipe()
         self._from, give = os.pipe()
         os.set_blocking(self._from, False)
@@ -37,7 +37,7 @@ class Told:
             os.close(give)
         self.pid, self.lines, self._rest = self.running.pid, 0, b""
         self._unread: list[str] = []
-        self.wait_for("ready")
+        self.wait_for("ready", start)
 
     def new(self) -> list[str]:
         """Lines since the last call, checked, without their numbers."""
@@ -65,10 +65,10 @@ class Told:
             select.select([self._from], [], [], 0.5)
         raise AssertionError(f"the guest does not say {start!r}")
 
-    def ask(self, command: str, answer: str) -> str:
+    def ask(self, command: str, answer: str, timeout: float = 20) -> str:
         """Give a command; the line that begins with ``answer``."""
         os.write(self._to, command.encode() + b"\n")
-        return self.wait_for(answer)
+        return self.wait_for(answer, timeout)
 
     def end(self, status: int) -> None:
         """Have it end with a status."""
@@ -151,9 +151,7 @@ def test_a_hundred_moves(lab: Any, start: Start, record_property: Callable[[str,
     ids=["memory and threads", "tree", "files"],
 )
 @pytest.mark.parametrize("uid", [0, 1000])
-def test_programs_that_verify_themselves(
-    lab: Any, start: Start, uid: int, name: str, args: list[str], command: str, answer: str
-) -> None:
+def test_programs_that_verify_themselves(lab: Any, start: Start, uid: int, name: str, args: list[str], command: str, answer: str) -> None:
     t = start(name, *args, uid=uid)
     t.ask(command, answer)
     for to in ("n2", "n3", "home", "n3"):

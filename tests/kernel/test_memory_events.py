@@ -143,7 +143,7 @@ def give_back(pid: int, seconds: float, at: Path) -> dict[str, int]:
 def test_churn_while_pages_arrive(guests: Guests, run: Callable[..., Run], tmp_path: Path, children: bool) -> None:
     g = run(guests.churn, "-m", 8, "-t", 4, "-b", 4, *(() if children else ("-n",)))
     g.line()
-    until = time.monotonic() + float(os.environ.get("CHURN_SECONDS", "6"))
+    until = time.monotonic() + float(os.environ.get("CHURN_SECONDS", "4"))
     turns = 0
     while time.monotonic() < until:
         counts = give_back(g.pid, 0.5, tmp_path / "socket")

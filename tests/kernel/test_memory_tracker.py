@@ -119,7 +119,7 @@ def check(store: Store, current: list[Range], pid: int) -> int:
 def test_what_is_called_current_is_what_a_churning_process_holds(guests: Guests, run: Callable[..., Run], tmp_path: Path) -> None:
     g = run(guests.churn, "-m", 24, "-t", 3, "-f", tmp_path / "file")
     assert g.line().endswith(f"ready pid={g.pid}")
-    for turn in range(4):
+    for turn in range(3):
         store = Store()
         tracker = WriteTracker([process(g.pid)], store, Policy(max_rounds=turn + 1, to_the_end=True))
         try:

@@ -84,13 +84,13 @@ def test_guests_together_weigh_as_one_process_of_that_nice_value(tmp_path: Path,
     """Unified cgroups, by the files that would be written; v1's are tried for real in a lab."""
     keepers = [keeper(1), keeper(2), keeper(3, home="here")]
     for i in (1, 2, 3):
-        (tmp_path / f"c{i}" / "guest").mkdir(parents=True)
-        (tmp_path / f"c{i}" / "cpu.weight").write_text("100")
-        (tmp_path / f"c{i}" / "cpu.idle").write_text("0")
-    monkeypatch.setattr(guest_share.cgroup, "of", lambda pid: tmp_path / f"c{pid}" / "guest")
+        (tmp_path / f"mig-cell-{i}" / "guest").mkdir(parents=True)
+        (tmp_path / f"mig-cell-{i}" / "cpu.weight").write_text("100")
+        (tmp_path / f"mig-cell-{i}" / "cpu.idle").write_text("0")
+    monkeypatch.setattr(guest_share.cgroup, "of", lambda pid: tmp_path / f"mig-cell-{pid}" / "guest")
 
     def files(i: int) -> tuple[str, str]:
-        return (tmp_path / f"c{i}" / "cpu.weight").read_text(), (tmp_path / f"c{i}" / "cpu.idle").read_text()
+        return (tmp_path / f"mig-cell-{i}" / "cpu.weight").read_text(), (tmp_path / f"mig-cell-{i}" / "cpu.idle").read_text()
 
     share = guest_share.GuestShare(SimpleNamespace(keepers=lambda: keepers), "here", 10)  # type: ignore[arg-type]  # all it asks of Guests
     share.apply()

@@ -88,7 +88,7 @@ def test_speed_shows_the_cpus() -> None:
 
 
 def test_utilizability_falls_with_memory_pressure() -> None:
-    lines = drawn([node("a"), node("b", mem_stall=50.0)], Quantity.UTILIZABILITY, Layout.TIGHT, height=12)
+    lines = drawn([node("a"), node("b", psi_mem=50.0)], Quantity.UTILIZABILITY, Layout.TIGHT, height=12)
     assert heights(lines) == [10, 5]
 
 

@@ -246,7 +246,12 @@ def test_suspicion_is_shorter_the_more_confirm_it() -> None:
 
 # -- the wire ---------------------------------------------------------------------------------------------------------------------
 
-RECORDED = bytes.fromhex("00")
+RECORDED = bytes.fromhex(
+    "8aa17602a17401a17501a1729409cf0000019ab697e8010207a17a0ea16cc40e0700d20404003e007803000118ffa16d91dc001107a26e37a831302e"
+    "302e302e37cd1c3ecf0000019ab697e800b030313233343536373839616263646566cb3ff4000000000000cb4010000000000000cf00000002000000"
+    "00a0a5302e322e30a0a7362e31322e3438b0342e322e31206c617a795f7061676573b87838365f36342d3031323334353637383961622d3236393600"
+    "a5616c697665a177910ba164930100c404efbeaddea16607"
+)
 """A datagram of the first release of version 2, below its seal: a hello with record and load, a rumour, a want and a digest."""
 
 IDS = st.integers(1, 65535)
@@ -283,6 +288,22 @@ def test_what_is_sent_arrives_and_is_as_long_as_foretold(m: Message) -> None:
     ]
     m.loads = got.loads = []
     assert got == m
+
+
+def test_a_recorded_datagram_of_the_first_release_is_understood() -> None:
+    m = wire.decode(msgpack.unpackb(RECORDED))
+    (r,) = m.records
+    assert (r.id, r.name, r.addr, r.boot, r.speed, r.mem_total, r.cpu) == (
+        7, "n7", "10.0.0.7", "0123456789abcdef", 1.25, 8 << 30, "x86_64-0123456789ab-2696",
+    )  # fmt: skip
+    assert (m.kind, m.sender, m.urgent, m.wants, m.digest) == (HELLO, 7, True, [11], Digest(1, 0, (0xDEADBEEF,)))
+    assert m.rumors == [Rumor(9, 1_764_000_000_001, 2, 7)]
+    assert m.loads == [(4, [Sample(7, 1234, Load(1.5, 1 << 30, 3, 1, 24, 255))])]
+    w = world(2)
+    w.run(1)
+    w.nodes[1].datagram(w.now + w.offsets[1], ("10.0.0.7", 7230), m)
+    n = seen(w, 1, 7)
+    assert (n.load, n.guests, n.accepting, n.psi_cpu) == (1.5, 3, True, 12.0)
 
 
 def test_a_record_arrives() -> None:

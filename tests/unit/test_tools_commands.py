@@ -188,7 +188,7 @@ def test_mosctl_status_table_and_json(pool: type[Daemon], capsys: Captured) -> N
     assert "n2" in second and "no: blocked" in second
     assert mosctl.main(["status", "--json", "n2"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert tuple(row) == mosctl.STATUS_KEYS and row["name"] == "n2"
+    assert tuple(row) == (*mosctl.STATUS_KEYS, *mosctl.MACHINE_KEYS) and row["name"] == "n2"
 
 
 @pytest.mark.parametrize(

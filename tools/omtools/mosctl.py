@@ -17,6 +17,8 @@ EXIT_CODES = """exit status:
   7 no omdiscd answers on this machine"""
 
 STATUS_KEYS = ("id", "name", "addr", "state", "speed", "cpus", "load", "mem_total", "mem_free", "guests", "accepting", "age_s", "version")
+MACHINE_KEYS = ("why_not", "pool", "psi_cpu", "psi_mem", "swap_total", "kernel", "cpu", "criu")
+"""What --json has beside them: pressures in per cent of the last 10 s, -1 where the kernel counts none."""
 
 STATUS_COLUMNS: tuple[output.Column, ...] = (
     ("NAME", "<", lambda n: f"{n['name']}{'*' if n.get('self') else ''}"),
@@ -101,7 +103,7 @@ def _nodes(name: str | None, *, here: bool = False) -> list[dict[str, Any]]:
     me = answer.get("self", "")
     for n in nodes:
         n["self"] = n["name"] == me
-        n["pool"] = answer
+        n["answer"] = answer
     if name is None:
         return [n for n in nodes if n["self"]] if here else sorted(nodes, key=lambda n: str(n["name"]))
     found = [n for n in nodes if name in (n["name"], str(n["id"]), n["addr"])]
@@ -111,7 +113,7 @@ def _nodes(name: str | None, *, here: bool = False) -> list[dict[str, Any]]:
 def _status(a: argparse.Namespace) -> int:
     nodes = _nodes(a.node)
     if a.json:
-        output.print_json([{k: n.get(k) for k in STATUS_KEYS} for n in nodes])
+        output.print_json([{k: n.get(k) for k in (*STATUS_KEYS, *MACHINE_KEYS)} for n in nodes])
     else:
         output.table(nodes, STATUS_COLUMNS)
         if a.node is None:

@@ -59,7 +59,7 @@ def add_verbs(verb: AddVerb) -> None:
 
 def balance_line(nodes: Sequence[dict[str, Any]]) -> None:
     """What ``mosctl status`` says below its table: how well the pool is balanced, who decides, what is switched."""
-    pool = nodes[0]["pool"] if nodes else {}
+    pool = nodes[0]["answer"] if nodes else {}
     if "efficiency" not in pool:
         return
     words = [f"balance {100 * pool['efficiency']:.0f} %"]

@@ -25,7 +25,9 @@ class Economy(Policy):
     def suggest(self, s: Situation) -> Iterator[Suggestion]:
         if usher.shortage(s.me, s.knobs.mem_reserve):
             for c, t in usher.places(s.me, s.others, s.candidates, s.knobs.mem_reserve, s.nodes):
-                yield Suggestion(c, t, "memory")
+                v = judge(s.me, t, c, s.knobs, s.nodes, active=s.active)
+                if v.send_s < usher.LONG_S or v.gain > 0:
+                    yield Suggestion(c, t, "memory", v)
             return
         yield from propose(s)
 

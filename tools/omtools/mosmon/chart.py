@@ -83,7 +83,7 @@ def bar_of(n: Node, q: Quantity, label: str) -> Bar:
         case Quantity.RAW_MEMORY:
             return Bar(label, total - float(n.get("mem_unused") or n.get("mem_free") or 0), total, style)
         case Quantity.UTILIZABILITY:
-            return Bar(label, 100.0 - float(n.get("mem_stall") or 0.0), 0, style)
+            return Bar(label, 100.0 - max(0.0, float(n.get("psi_mem") or 0.0)), 0, style)
 
 
 def labels(names: Sequence[str]) -> list[str]:

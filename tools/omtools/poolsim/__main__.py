@@ -25,7 +25,7 @@ def simulate(nodes: int, preset: str, scene: str, seed: int, seconds: float) -> 
     f = scenes.Figures(nodes)
     began = time.process_time()
     if scene == "calm":
-        scenes.calm(f, timing, seed, seconds=min(seconds, 20.0), deaths=3 if nodes < 5000 else 1)
+        scenes.calm(f, timing, seed, seconds=min(seconds, 20.0), deaths=3 if nodes < 1000 else 1)
     elif scene.startswith("loss"):
         scenes.lossy(f, timing, seed, int(scene[4:]) / 100, seconds=seconds)
     elif scene == "partition":

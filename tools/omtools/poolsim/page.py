@@ -74,11 +74,26 @@ _TAIL = """
 A node that is stalled for longer than it may be suspect and whose kernel does not answer either (a suspended laptop, a paused virtual
 machine) is declared dead; when it wakes up it notices from its clock that it was away, accuses nobody, and refutes.
 
+## "I don't see all my nodes"
+
+| what is so | what happens |
+|---|---|
+| no default route, or `127.0.1.1` in /etc/hosts | nothing: the address is that of an interface, the host name is never asked |
+| two network cards | hellos go out on the card of the node's address; a line at the start names the others, `omdiscd -i IF,IF` uses both |
+| multicast is dropped (IGMP snooping, clouds, Wi-Fi) | one living seed is enough; a node alone for 30 s says so in its log |
+| only IPv6 | the group `multicast6` is used |
+| the address changes (DHCP) | `omdiscd` starts anew in its own process with the new address; id and guests stay |
+| the address goes and none comes | a line a minute; it goes on as soon as the address is back |
+| an interface comes back | its group is joined again |
+| a suspended laptop | it is declared dead, wakes up, accuses nobody, is alive again within seconds |
+| a cloned disk, machine id included | the log names the twin; the one whose id is not that of its address takes another |
+| a wrong key | counted, a line a minute and source; nothing else happens |
+
 ## The wire
 
 `mig/pool/wire.py`. Append-only: keys, positions in a record and bytes of a sample keep their meaning for ever; what is unknown is ignored,
 what is missing has its default. A daemon says its version in `v` and refuses only what is older than it understands.
-"""
+"""  # a table's row is a line
 
 
 def groups(rows: list[Row]) -> list[tuple[int, str]]:

@@ -69,7 +69,7 @@ def calm(f: Figures, timing: Timing, seed: int, *, seconds: float, deaths: int) 
     if deaths and f.nodes < 65000:
         new, start = max(w.nodes) + 1, w.now
         w.add(new, seeds=[1])
-        w.run(start + 20)
+        w.run(start + 12)
         f.join.append(watch.last(new, "alive", start))
         f.join.append(max(watch.times.get((i, "alive"), {}).get(new, float("inf")) - start for i in w.living() if i != new))
     for n in range(deaths):

@@ -28,7 +28,7 @@ def plan(seeds: range) -> list[tuple[str, str, int, float]]:
         out += [(w.name, n, s, 0.0) for n in names for s in few]
         if w.name in ("A", "H"):
             out += [(w.name, n, s, rows.SLOW) for n in SLOW_ROWS for s in seeds]
-    return out
+    return sorted(out, key=lambda x: (x[3] > 0, WORKLOADS[x[0]].rate > 1.0, x[2]))  # what shows an error first comes first
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mig.economy import manager
 from mig.economy.judge import Candidate, Knobs
+from mig.economy.measured import Measured
 from mig.economy.policies import Policy, Situation, make
 from mig.economy.policies.base import cheapest
 from mig.economy.price import NodeView
@@ -67,12 +68,12 @@ class World:
         self.policies: list[Policy] = [make(rules.policy) for _ in self.machines]
         if rules.perfect or rules.policy in ("roundrobin", "epvm"):
             self.policies = [self.policies[0]] * len(self.machines)  # one central scheduler, as published
-        self.knobs = replace(rules.knobs, bandwidth=w.bandwidth)
+        self.measured = [Measured(replace(rules.knobs, bandwidth=w.bandwidth)) for _ in self.machines]
         self.result = Result(jobs(w, seed))
         self.now = 0.0
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._events = 0
-        self._sending: dict[Proc, list[float]] = {}  # bytes left, target
+        self._sending: dict[Proc, list[float]] = {}  # bytes left, target, begun
         self._sent_at, self._sent_version = 0.0, 0
         self._history: list[list[tuple[NodeView, bool]]] = []
         self._mine: dict[tuple[int, int], list[tuple[float, int]]] = {}
@@ -149,7 +150,7 @@ class World:
         self._changed(a)
         self._changed(to)
         self._progress()
-        self._sending[p] = [float(p.mem), to.id]
+        self._sending[p] = [float(p.mem), to.id, self.now]
         self._next_sent()
         return True
 
@@ -174,7 +175,8 @@ class World:
     def _sent(self, p: Proc, *, arrived: bool) -> None:
         """All bytes are there, or the process has ended meanwhile."""
         self._progress()
-        to = self.machines[int(self._sending.pop(p)[1])]
+        _, target, begun = self._sending.pop(p)
+        to = self.machines[int(target)]
         self._next_sent()
         a = self.machines[p.node]
         for m in (a, to):
@@ -185,6 +187,7 @@ class World:
                 a.procs.remove(p)
                 p.frozen = True
             a.used -= p.mem
+            self.measured[a.id].learn(pause_s=FREEZE, total_s=self.now - begun + FREEZE, sent=p.mem, rss=p.mem)
             self._at(self.now + FREEZE, self._thaw, p, to)
             self._is_vacated(a)
         else:
@@ -277,7 +280,7 @@ class World:
 
     def _start_node(self, p: Proc) -> Machine:
         home = self.machines[p.home]
-        s = Situation(home.view(), self._known(home), (), self.knobs, len(self.machines))
+        s = Situation(home.view(), self._known(home), (), self.measured[home.id].knobs, len(self.machines))
         job = Candidate(p.pid, "", 0.0, p.mem, placed=True)
         decision = manager.start(self.policies[home.id], job, s)
         answer: NodeView | None = None
@@ -319,7 +322,9 @@ class World:
         busy = m.rate / m.speed
         placed = self.rules.placed
         candidates = [Candidate(p.pid, "", p.age, p.mem, 1.0, placed, busy=busy) for p in mine.values()]
-        s = Situation(me, self._known(m), candidates, self.knobs, len(self.machines), len(self._sending), m.loads.local)
+        sending = sum(1 for p in self._sending if p.node == m.id)
+        knobs = self.measured[m.id].knobs
+        s = Situation(me, self._known(m), candidates, knobs, len(self.machines), sending, m.loads.local)
         decision = manager.moves(self.policies[m.id], s, most=self.rules.most)
         answer: NodeView | bool | None = None
         while True:

@@ -1,0 +1,104 @@
+"""Programs whose memory is still arriving, or that change it without a break, over many moves; real programs with their results."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.helpers import migrate
+from tests.cluster.test_moves import Start, Told, start
+
+__all__ = ["start"]
+
+
+def test_a_program_that_changes_its_memory_all_the_time(lab: Any, start: Start) -> None:
+    t = start("churn", "-m", "48", "-t", "3", "-p", "300", "-f", "/var/tmp/g/mapped")
+    for to, mode in (("n2", "pre-copy"), ("n3", "post-copy"), ("home", "pre-copy")):
+        result = migrate(lab, t.pid, to, timeout=60, mode=mode)
+        assert result["mode"] in (mode, "post-copy")  # under load a thread may not come to a stop: then nothing goes before the freeze
+    assert t.ask("all", "all", 60).endswith("wrong=0")
+    t.end(9)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_five_hundred_moves_over_all_rungs(lab: Any, start: Start, record_property: Callable[[str, object], None]) -> None:
+    moves = int(os.environ.get("CHURN_MOVES", "500"))
+    chance = random.Random(moves)
+    t = start("churn", "-m", "64", "-t", "3", "-p", "300", "-f", "/var/tmp/g/mapped")
+    modes: Counter[str] = Counter()
+    pauses = []
+    for i, to in enumerate(itertools.islice(itertools.cycle(["n2", "n3", "home"]), moves), 1):
+        result = migrate(lab, t.pid, to, timeout=120, mode=chance.choice(["auto", "pre-copy", "post-copy", "full"]))
+        modes[result["mode"]] += 1
+        pauses.append(result["pause_ms"])
+        if i % 10 == 0:
+            assert t.ask("all", "all", 60).endswith("wrong=0")
+            print(
+                f"{i} moves, {dict(modes)}, pause median {sorted(pauses)[len(pauses) // 2]:.0f} ms, {t.ask('count', 'count')}", flush=True
+            )
+    t.end(9)
+    record_property("moves", f"{moves}: {dict(modes)}")
+
+
+HEAP = """
+import hashlib, os, sys, time
+n = int(sys.argv[1])
+data = [{"id": i, "name": "user %d" % i, "tags": [str(i * 7)], "v": i * 1.5, "b": os.urandom(16)} for i in range(n)]
+def check():
+    h = hashlib.sha256()
+    for d in data: h.update(b"%d %s %s" % (d["id"], d["name"].encode(), d["b"]))
+    return h.hexdigest()
+first = check()
+print("00000000 ready", flush=True)
+for line in sys.stdin:
+    print("00000001 good" if check() == first else "00000001 ERROR", flush=True)
+"""
+SQLITE = """
+import sqlite3, sys, threading
+db = sqlite3.connect("/var/tmp/g/db", isolation_level=None)
+db.execute("pragma journal_mode=wal"); db.execute("create table t (id integer primary key, v integer)")
+print("00000000 ready", flush=True)
+n, stop = 0, []
+threading.Thread(target=lambda: [stop.append(line) for line in sys.stdin], daemon=True).start()
+while not stop:
+    db.execute("begin"); db.executemany("insert into t (v) values (?)", [(n + k,) for k in range(50)]); db.execute("commit")
+    n += 50
+ok = db.execute("pragma integrity_check").fetchone()[0], db.execute("select count(*), sum(v) from t").fetchone()
+print("00000001 good" if ok == ("ok", (n, n * (n - 1) // 2)) else "00000001 ERROR %r" % (ok,), flush=True)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("script", "args"), [(HEAP, [os.environ.get("HEAP_OBJECTS", "1500000")]), (SQLITE, [])], ids=["Python heap", "SQLite under writes"]
+)
+def test_real_programs_are_right_after_ten_moves(lab: Any, script: str, args: list[str]) -> None:
+    lab.run("n1", "rm -rf /var/tmp/g; install -d -m 777 /var/tmp/g", check=True)
+    t = Told(lab, ["python3", "-c", script, *args], start=120)
+    try:
+        for to in itertools.islice(itertools.cycle(["n2", "n3", "home"]), 10):
+            migrate(lab, t.pid, to, timeout=120)
+        assert t.ask("?", "good", 120) == "good"
+    finally:
+        t.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_xz_with_threads(lab: Any) -> None:
+    lab.run("n1", "install -d -m 777 /var/tmp/g; cat /usr/lib/x86_64-linux-gnu/*.so* | head -c 120000000 > /var/tmp/g/in", check=True)
+    pid = lab.spawn("n1", ["sh", "-c", "exec xz -T2 -9 -k -f /var/tmp/g/in"])
+    for to in itertools.islice(itertools.cycle(["n2", "n3", "home"]), 10):
+        if lab.run("n1", f"kill -0 {pid}").returncode:
+            break
+        migrate(lab, pid, to, timeout=120)
+    lab.wait_for(lambda: lab.run("n1", f"kill -0 {pid}").returncode != 0, what="the end of xz", timeout=600)
+    assert lab.run("n1", "xz -dc /var/tmp/g/in.xz | cmp - /var/tmp/g/in", timeout=300).returncode == 0
