@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mig.economy.shares import share
@@ -84,6 +85,8 @@ class Shares:
         self._groups = {g for g in self._groups | used if g.exists()}
 
     def _set(self, w: Wanted, count: int) -> Path | None:
+        # a group does not inherit what nice(1) took from its members
+        w = replace(w, part=w.part / 1.25 ** os.getpriority(os.PRIO_PROCESS, w.root))
         if self._v1 is not None:
             guests = self._v1 / GUESTS
             group = guests / str(w.root) if w.guest and guests.is_dir() else self._v1 / f"{PREFIX}{w.root}"

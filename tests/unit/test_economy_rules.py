@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -291,3 +292,25 @@ def test_verdicts_in_words(here: NodeView, there: NodeView, c: Candidate, said: 
     assert said in words.verdict(v) and len(words.verdict(v)) <= 24
     assert set(words.figures(v)) >= {"gain_s", "cost_s", "saved", "added"}
     assert there.name in words.reason(c, there, v)
+
+
+def test_a_policy_of_another_distribution_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "strange_policies-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange-policies\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[openmosix.policies]\nidle = strange_policies:Idle\nwrong = strange_policies:Wrong\n")
+    (tmp_path / "strange_policies.py").write_text(
+        "from mig.economy.policies import Policy, Suggestion\n"
+        "class Idle(Policy):\n"
+        "    name, asks, priced = 'idle', 3, True\n"
+        "    def suggest(self, s):\n"
+        "        for c in s.candidates:\n"
+        "            yield from (Suggestion(c, t) for t in s.others if t.k < 0.5)\n"
+        "class Wrong: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert Config.from_map({"policy": "idle"}).policy == "idle"
+    s = Situation(node(1, 3), [node(2, 1), node(3, 0)], [proc()], K)
+    assert decide(make("idle"), s, {3: node(3, 0)}) == ([3], [(100, 3)])
+    with pytest.raises(TypeError, match="not a Policy"):
+        make("wrong")

@@ -84,12 +84,19 @@ def test_only_the_named_nodes() -> None:
     assert p.target.name == "n3"
 
 
-def test_the_most_gain_per_byte_goes_first_and_ties_are_decided_by_numbers() -> None:
+def test_the_most_gain_for_each_second_of_the_move_goes_first_and_ties_are_decided_by_numbers() -> None:
     big, small, old = proc(1, rss=500 * MB), proc(2), proc(3, cpu_s=50.0)
     order = [p.candidate.pid for p in propose(node(1, 3), [node(2, 0)], [big, small, old], K)]
     assert order == [3, 2, 1]
     twins = propose(node(1, 3), [node(3, 0), node(2, 0)], [proc(8), proc(7)], K)
     assert [(p.candidate.pid, p.target.id) for p in twins] == [(7, 2), (7, 3), (8, 2), (8, 3)]
+
+
+def test_a_large_one_with_threads_gets_its_turn_before_many_small_ones() -> None:
+    """The demonstration: POV-Ray with two threads beside fresh loops; by gain for each byte it stayed behind for ever."""
+    pov, loops = proc(1, cpu_s=2.1, rss=30 * MB, threads=2.0), [proc(p, cpu_s=0.2, rss=2 * MB) for p in (2, 3, 4)]
+    first = propose(node(1, 5, cpus=0.6), [node(2, 1, cpus=0.6), node(3, 0, cpus=0.6)], [*loops, pov], K)[0]
+    assert (first.candidate.pid, first.target.name) == (1, "n3")
 
 
 def test_threads_count() -> None:

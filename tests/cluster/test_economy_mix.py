@@ -1,0 +1,67 @@
+"""A mix of 60 short and long jobs started on one of three real nodes: mean slowdown under each policy, reported; only the order is tested.
+
+Slowdown is response over the time that the job takes alone on a node.  Seeded: all policies get the same jobs at the same times.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from typing import Any
+
+import pytest
+
+COUNT, SPAN = 60, 40.0
+"""Jobs, and seconds in which they start."""
+BUSY = """
+import sys, time
+need = float(sys.argv[1])
+while time.process_time() < need:
+    sum(range(2000))
+print(need, time.time())
+"""
+ROWS = {
+    "none": ("policy=none", "age_shares=false"),
+    "mosix": ("policy=mosix", "age_shares=false"),
+    "economy": ("policy=economy", "age_shares=false"),
+    "economy, shares by age": ("policy=economy", "age_shares=true"),
+}
+
+
+def stream(seed: int) -> list[tuple[float, float]]:
+    """(start, CPU seconds): Poisson, bounded Pareto between 0.3 and 20 s, about 1.4 s on average."""
+    rng, out, t = random.Random(seed), [], 0.0
+    for _ in range(COUNT):
+        t += rng.expovariate(COUNT / SPAN)
+        u = rng.random()
+        out.append((t, 0.3 / (1 - u * (1 - 0.3 / 20))))
+    return out
+
+
+def mean_slowdown(lab: Any, jobs: list[tuple[float, float]], quota: float) -> float:
+    (lab.path("n1", "/root") / "busy.py").write_text(BUSY)
+    begun, started = time.monotonic(), []
+    for at, need in jobs:
+        time.sleep(max(0.0, begun + at - time.monotonic()))
+        started.append((time.time(), need, lab.spawn("n1", ["mosrun", "-q", "python3", "/root/busy.py", f"{need:.3f}"])))
+    slow = []
+    for t, need, pid in started:
+        text = lab.wait_for(lambda pid=pid: lab.output("n1", pid).split(), timeout=600, what=f"the end of {pid}")
+        slow.append((float(text[1]) - t) * quota / need)
+    return sum(slow) / len(slow)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_mean_slowdown_of_a_mix_of_jobs(own_lab: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    jobs, result = stream(1), {}
+    for name, knobs in ROWS.items():
+        lab = own_lab(*(word for k in knobs for word in ("--set", k)))
+        quota = float(json.loads(lab.run("n1", "mosctl status --json n1", check=True).stdout)[0]["cpus"])
+        result[name] = round(mean_slowdown(lab, jobs, quota), 2)
+        print(f"{name}: mean slowdown {result[name]}", flush=True)
+        for node in lab.lab.nodes:
+            lab.kill(node.name)
+    (tmp_path_factory.getbasetemp() / "mix.json").write_text(json.dumps(result))
+    assert result["economy"] < result["none"] and result["economy, shares by age"] < result["none"], result
