@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -128,3 +129,18 @@ def test_a_script_without_an_interpreter_line(tmp_path: Path) -> None:
 def test_help_and_version(tmp_path: Path) -> None:
     assert "exit status: that of CMD" in mosrun(tmp_path, "--help").stdout
     assert mosrun(tmp_path, "--version").stdout.startswith("mosrun ")
+
+
+def test_ctrl_c_before_the_command_has_begun_says_so(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:  # takes the connection, and never says a word
+        deaf.bind(str(tmp_path / "control.sock"))
+        deaf.listen()
+        env = dict(os.environ, MIG_RUN=str(tmp_path), PYTHONPATH=f"{ROOT}:{ROOT}/tools")
+        code = "import sys; from omtools.mosrun import main; sys.exit(main(['touch', sys.argv[1]]))"
+        p = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "begun")], env=env, stderr=subprocess.PIPE, text=True)
+        connection, _ = deaf.accept()
+        with connection:
+            p.send_signal(signal.SIGINT)
+            _, said = p.communicate(timeout=20)
+    assert (p.returncode, said) == (130, "mosrun: interrupted; the command was not started\n")
+    assert not (tmp_path / "begun").exists()

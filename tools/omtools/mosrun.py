@@ -86,6 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         first, *rest = e.lines()
         print(f"mosrun: {first}", *rest, sep="\n", file=sys.stderr)
         return e.exit_code
+    except KeyboardInterrupt:
+        print("mosrun: interrupted; the command was not started", file=sys.stderr)
+        return 130
 
 
 def _start(o: Options) -> int:
