@@ -47,7 +47,7 @@ def mean_slowdown(lab: Any, jobs: list[tuple[float, float]], quota: float) -> fl
         started.append((time.time(), need, lab.spawn("n1", ["mosrun", "-q", "python3", "/root/busy.py", f"{need:.3f}"])))
     slow = []
     for t, need, pid in started:
-        text = lab.wait_for(lambda pid=pid: lab.output("n1", pid).split(), timeout=600, what=f"the end of {pid}")
+        text = lab.wait_for(lambda pid=pid: len(s := lab.output("n1", pid).split()) == 2 and s, timeout=600, what=f"the end of {pid}")
         slow.append((float(text[1]) - t) * quota / need)
     return sum(slow) / len(slow)
 
