@@ -30,12 +30,12 @@ ROWS = {
 
 
 def stream(seed: int) -> list[tuple[float, float]]:
-    """(start, CPU seconds): Poisson, bounded Pareto between 0.3 and 20 s, about 1.4 s on average."""
+    """(start, CPU seconds): Poisson, bounded Pareto between 1 and 60 s, about 4 s on average: shorter ones are not worth a move."""
     rng, out, t = random.Random(seed), [], 0.0
     for _ in range(COUNT):
         t += rng.expovariate(COUNT / SPAN)
         u = rng.random()
-        out.append((t, 0.3 / (1 - u * (1 - 0.3 / 20))))
+        out.append((t, 1 / (1 - u * (1 - 1 / 60))))
     return out
 
 
