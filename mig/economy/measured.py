@@ -40,9 +40,9 @@ class Measured:
         if not 0 < total_s < 3600 or pause_s < 0 or sent < 0:
             return
         self.moves += 1
-        self.freeze_s = _mean(self.freeze_s, pause_s, 0.02, 2.0)
+        self.freeze_s = _mean(self.freeze_s, pause_s, 0.02, 5.0)
         if sent < _LARGE:
-            self.setup_s = _mean(self.setup_s, total_s - pause_s, 0.05, 2.0)
+            self.setup_s = _mean(self.setup_s, total_s - pause_s, 0.05, 10.0)
             return
         self.bandwidth = _mean(self.bandwidth, sent / max(0.05, total_s - self.setup_s), 1e6, 12.5e9)
         if rss:

@@ -30,12 +30,12 @@ ROWS = {
 
 
 def stream(seed: int) -> list[tuple[float, float]]:
-    """(start, CPU seconds): Poisson, bounded Pareto between 0.3 and 20 s, about 1.4 s on average."""
+    """(start, CPU seconds): Poisson, bounded Pareto between 1 and 60 s, about 4 s on average: shorter ones are not worth a move."""
     rng, out, t = random.Random(seed), [], 0.0
     for _ in range(COUNT):
         t += rng.expovariate(COUNT / SPAN)
         u = rng.random()
-        out.append((t, 0.3 / (1 - u * (1 - 0.3 / 20))))
+        out.append((t, 1 / (1 - u * (1 - 1 / 60))))
     return out
 
 
@@ -47,7 +47,7 @@ def mean_slowdown(lab: Any, jobs: list[tuple[float, float]], quota: float) -> fl
         started.append((time.time(), need, lab.spawn("n1", ["mosrun", "-q", "python3", "/root/busy.py", f"{need:.3f}"])))
     slow = []
     for t, need, pid in started:
-        text = lab.wait_for(lambda pid=pid: lab.output("n1", pid).split(), timeout=600, what=f"the end of {pid}")
+        text = lab.wait_for(lambda pid=pid: len(s := lab.output("n1", pid).split()) == 2 and s, timeout=600, what=f"the end of {pid}")
         slow.append((float(text[1]) - t) * quota / need)
     return sum(slow) / len(slow)
 
