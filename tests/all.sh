@@ -3,7 +3,8 @@
 # Usage: tests/all.sh PYTHON
 cd "$(dirname "$0")/.." || exit 1
 output=$(mktemp)
-"$1" -m pytest tests/cluster tests/faults >"$output" 2>&1 </dev/null &
+# a shell lets what runs in its background ignore SIGINT, and all below would inherit that
+env --default-signal=INT,QUIT "$1" -m pytest tests/cluster tests/faults >"$output" 2>&1 </dev/null &
 other=$!
 trap 'kill -INT $other 2>/dev/null; wait $other; cat "$output"; rm -f "$output"; exit 130' INT TERM
 "$1" -m pytest tests/unit tests/kernel
