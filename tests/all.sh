@@ -4,10 +4,10 @@
 cd "$(dirname "$0")/.." || exit 1
 output=$(mktemp)
 # a shell lets what runs in its background ignore SIGINT, and all below would inherit that
-env --default-signal=INT,QUIT "$1" -m pytest tests/cluster tests/faults >"$output" 2>&1 </dev/null &
+env --default-signal=INT,QUIT "$1" -m pytest tests/cluster >"$output" 2>&1 </dev/null &
 other=$!
 trap 'kill -INT $other 2>/dev/null; wait $other; cat "$output"; rm -f "$output"; exit 130' INT TERM
-"$1" -m pytest tests/unit tests/kernel
+"$1" -m pytest tests/unit tests/kernel tests/faults
 first=$?
 wait $other
 second=$?
