@@ -402,7 +402,8 @@ class Agent:
         k.close()
         if self.links.get(k.epoch) is k:
             del self.links[k.epoch]
-        await self._keeper_gone(k)
+            await self._keeper_gone(k)
+        # else a move that was given up had the same number: the end of its keeper, which a cut link tells late, means nothing
 
     async def _keeper_says(self, k: KeeperLink, m: dict[str, Any]) -> None:
         match m.get("op"):

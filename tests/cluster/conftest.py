@@ -71,6 +71,14 @@ class LabUnderTest:
         """Of the node's omdiscd, as the node sees it; 0 when it does not run."""
         return enter.daemon_pid(self.lab, self.lab.node(node))
 
+    def let_move(self, freely: bool) -> None:
+        """Whether the nodes move processes by themselves.  A switch lasts until the node's next boot, so it is looked at each time."""
+        verb, still = ("nostay", False) if freely else ("stay", True)
+        for n in self.lab.nodes:
+            switches = self.path(n.name, "/run/mig/switches.json")
+            if (switches.exists() and '"stay": true' in switches.read_text()) != still:
+                self.run(n.name, ["mosctl", verb], check=True)
+
     def down(self) -> None:
         """End the sessions, remove the lab."""
         for session in self.sessions:
@@ -260,9 +268,14 @@ def shared_lab() -> Iterator[LabUnderTest]:
             subprocess.run([MOSLAB, "--lab", name, "down"], check=True)
 
 
+LIVELY = {"test_adaptive_pool", "test_economy", "test_economy_mix", "test_moslab", "test_mosrun"}
+"""Modules in whose tests processes move by themselves; elsewhere a guest that talks much would be drawn home in the middle of a test."""
+
+
 @pytest.fixture
-def lab(shared_lab: LabUnderTest) -> Iterator[LabUnderTest]:
+def lab(request: pytest.FixtureRequest, shared_lab: LabUnderTest) -> Iterator[LabUnderTest]:
     """Three nodes with running daemons that see each other."""
+    shared_lab.let_move(request.module.__name__.rpartition(".")[2] in LIVELY)
     yield shared_lab
     try:
         shared_lab.make_whole()
