@@ -20,6 +20,8 @@ from omtools.moslab import lab as labs
 
 from mig.errors import MigError
 
+SETTLED = 2.5
+"""Seconds in which a probe, the indirect ones after it, and their refutation are over."""
 MOSLAB = str(Path(sys.prefix) / "bin" / "moslab")
 Command = str | Sequence[str]
 
@@ -233,16 +235,24 @@ class LabUnderTest:
             if power.is_on(self.lab, self.lab.node(node)) and self.alive(node, pid):
                 self.signal(node, pid, signal.SIGKILL)
         self.spawned.clear()
+        broken = False
         for n in self.lab.nodes:
             if not power.is_on(self.lab, n):
                 self.start(n.name)
+                broken = True
                 continue
             if self.lab.cut_file(n).exists():
                 self.heal(n.name)
+                broken = True
             self.run(n.name, "rm -rf /run/mig/faults/*")
             if not self.daemon_pid(n.name):
                 self.restart_daemon(n.name)
+                broken = True
         ready.wait(self.lab, self.lab.nodes)
+        if broken:
+            # what a short failure left may be noticed only now: a probe that was under way makes a living node suspect for a moment
+            time.sleep(SETTLED)
+            ready.wait(self.lab, self.lab.nodes)
 
 
 _numbers = itertools.count()
