@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 
@@ -11,6 +12,8 @@ from mig.inspect import sockets
 from mig.inspect.scene import Mapping, Member, OpenFile
 from mig.kernel import libc, procfs
 
+_FILES_GONE = (errno.ECONNABORTED, errno.ENOTCONN)
+"""What a FUSE mount says whose server has gone."""
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user")
 OUR_PROGRAMS = {"omdiscd": "omdiscd", "moslab": "moslab", "criu": "criu"}
 OUR_MODULES = {
@@ -110,6 +113,10 @@ def _program(pid: int) -> tuple[str, int, int]:
             ghost = os.fstat(f.fileno()).st_blocks * 512 if exe.endswith(" (deleted)") else 0
     except FileNotFoundError:
         return "", 0, 64  # it is ending
+    except OSError as e:
+        if e.errno not in _FILES_GONE:
+            raise
+        return "", 0, 64  # a guest from elsewhere, that ends as its home's files are gone
     return exe.removesuffix(" (deleted)"), ghost, bits
 
 

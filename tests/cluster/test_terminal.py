@@ -113,8 +113,12 @@ def test_stop_background_foreground(lab: Any, to: str) -> None:
     assert sh.status() == 37
     lab.run("n1", "rm /tmp/end", check=True)
     screen = sh.seen.getvalue()
-    got = [int(x) for x in re.findall(r"(\d+)\r\n", screen[screen.index(f"pid {pid}\r\n") :])]
-    assert got[1:-1] == list(range(len(got) - 2)), "each number once, in order"
+    before, _, after = screen[screen.index(f"pid {pid}\r\n") :].partition("^Z")
+    shown = [[int(x) for x in re.findall(r"(\d+)\r\n", part)] for part in (before, after)]
+    first, rest = shown[0][1:], shown[1][:-1]
+    # the kernel throws away what a terminal has not shown yet when ^Z is typed (isig() in n_tty.c), of a job that never moved as well
+    assert first == list(range(len(first))), "each number once, in order"
+    assert rest == list(range(rest[0], rest[0] + len(rest))) and 0 <= rest[0] - len(first) <= 2, "and after the stop"
 
 
 def test_typed_ahead_stays_for_the_shell(lab: Any) -> None:
