@@ -28,7 +28,6 @@ _HELLOS = 16
 """Hellos to the group of all nodes together in ``hello_s``."""
 _PASS_ON = 3
 """Random nodes to which urgent news are passed on: e^-3 of all do not hear them so, and soon after otherwise."""
-_ASK_AGAIN = 1.0
 _WANTED = 32
 """Records asked for in one datagram."""
 _BURST = 8
@@ -51,7 +50,6 @@ class Pool:
         self._probe_due = now + timing.probe_s * rng.random()
         self._repair_due = now + timing.repair_s * rng.random()
         self._part = rng.randrange(1 << 16)
-        self._asked: dict[int, float] = {}
 
     # -- looking ------------------------------------------------------------------------------------------------------------------
 
@@ -248,13 +246,11 @@ class Pool:
         elif self.table.states[m.sender] in (DEAD, LEFT):
             accusation = Rumor(m.sender, self.table.incarnations[m.sender], self.table.states[m.sender], self.me.id)
             out.sends.append(Send(source, Message(NEWS, rumors=[accusation], records=[self.members.own_record()])))
-        wanted = self.members.wanting
-        wanted.update(strangers)
-        if wanted:
-            ask = [i for i in wanted if now - self._asked.get(i, -9.0) >= _ASK_AGAIN][:_WANTED]
-            if ask:
-                self._asked.update(dict.fromkeys(ask, now))
-                out.sends.append(Send(source, Message(NEWS, wants=ask)))
+        wanted = self.members.wanted
+        for i in strangers:
+            wanted.add(i)
+        if wanted and (ask := wanted.ask(now, _WANTED)):
+            out.sends.append(Send(source, Message(NEWS, wants=ask)))
 
     def _give(self, source: tuple[str, int], wants: list[int], out: Outcome) -> None:
         reply = Message(NEWS)
