@@ -18,8 +18,8 @@ from mig.pool.outcome import Changed, Outcome
 from mig.pool.rumors import Rumors
 from mig.pool.suspicion import EXPECTED, Suspicion, duration
 from mig.pool.table import Table
-from mig.pool.wanted import Wanted
 from mig.pool.timing import Timing
+from mig.pool.wanted import Wanted
 
 _RECORD = tuple(name for name, _ in wire.RECORD if name not in ("incarnation", "state"))
 

@@ -34,10 +34,10 @@ class Wanted:
 
     def ask(self, now: float, most: int) -> list[int]:
         """At most so many to ask for now: what was never asked for first, then what was asked for longest ago."""
-        out = []
+        out: list[int] = []
         for waiting in (self._new, self._asked):
             for i in waiting:
-                if len(out) == most or waiting is self._asked and self._asked[i] > now:
+                if len(out) == most or (waiting is self._asked and self._asked[i] > now):
                     break
                 out.append(i)
         for i in out:
