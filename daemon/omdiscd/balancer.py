@@ -79,8 +79,11 @@ class Balancer:
         most = min(manager.MOVES, self.config.transfers - self._active())
         if most <= 0:
             return
+        situation = self.situation()
+        if not situation.candidates:
+            return
         nodes = {n.id: n for n in self.targets.open()}
-        decision = manager.moves(self.policy, self.situation(), most=most)
+        decision = manager.moves(self.policy, situation, most=most)
         answer: NodeView | bool | None = None
         while True:
             try:

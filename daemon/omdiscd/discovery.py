@@ -81,6 +81,10 @@ class Discovery:
         """All known nodes, ourselves included, with their ages."""
         return self.members.nodes(clock())
 
+    def records(self) -> list[NodeInfo]:
+        """What seldom changes of all known nodes, ourselves included."""
+        return self.members.records()
+
     def received(self, data: bytes, source: tuple[Any, ...], group: bool) -> None:
         """A datagram came in."""
         try:

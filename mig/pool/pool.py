@@ -63,6 +63,10 @@ class Pool:
         t = int(now * 10)
         return sorted([dataclasses.replace(self.me, age_s=0.0), *(self.table.info(i, t) for i in self.table.ids)], key=lambda n: n.id)
 
+    def records(self) -> list[NodeInfo]:
+        """What seldom changes of all known nodes, ourselves included: cheaper than :meth:`nodes`."""
+        return [self.me, *(r for i in self.table.ids if (r := self.table.records[i]) is not None)]
+
     def due(self) -> float:
         """When :meth:`tick` is wanted next."""
         return min(self._hello_due, self._gossip_due, self._probe_due, self._repair_due, self.probes.due(), self.members.due())
@@ -304,6 +308,8 @@ class Pool:
 
     def _to(self, node: int, m: Message, out: Outcome) -> None:
         """A probe, or an answer to one, with rumours on its back; the one about its receiver first, so that he can refute it."""
+        if not self.table.knows(node):
+            return  # a probe for somebody of whom we have no record
         if self.table.states[node] == SUSPECT and node in self.table.suspects:
             m.rumors.append(Rumor(node, self.table.incarnations[node], SUSPECT, self.me.id))
         m.rumors += self.members.rumors.take(6, self._limit())
