@@ -23,7 +23,7 @@ def admit(
     if home.id == me.id:
         return []
     out = refusals(me)
-    if config.allow_from and not any(_is(home, who) for who in config.allow_from):
+    if config.allow_from and not any(is_named(home, who) for who in config.allow_from):
         out.append(f"{me.name} takes no process of {home.name} (allow_from: {', '.join(config.allow_from)})")
     users, groups = {facts.uid, *facts.uids}, {facts.gid, *facts.gids}
     for what, ids, (low, high) in (("user", users, config.allow_uids), ("group", groups, config.allow_gids)):
@@ -44,7 +44,7 @@ def admit(
     return out
 
 
-def _is(node: NodeInfo, who: str) -> bool:
+def is_named(node: NodeInfo, who: str) -> bool:
     """Whether ``who`` (an entry of ``allow_from``) names ``node``."""
     if who in (node.name, str(node.id), node.addr):
         return True

@@ -221,6 +221,10 @@ def test_mosctl_unknown_node(pool: type[Daemon], capsys: Captured, verb: str) ->
     [
         (["block"], ("block", {})),
         (["noblock"], ("noblock", {})),
+        (["block", "n2"], ("block", {"node": "n2"})),
+        (["noblock", "n2", "--json"], ("noblock", {"node": "n2"})),
+        (["expel"], ("expel", {"fast": False})),
+        (["expel", "n2", "--fast"], ("expel", {"fast": True, "node": "n2"})),
         (["lock", "42"], ("lock", {"pid": 42})),
         (["unlock", "42", "--json"], ("unlock", {"pid": 42})),
         (["stay"], ("switch", {"name": "stay", "on": True})),

@@ -29,7 +29,8 @@ def add_verbs(verb: Add) -> None:
     """Add them to mosctl's parser by its ``verb``."""
     verb("pool", _pool, "tell whether this node is in the pool, why not, who is logged in, and when it is back")
     verb(
-        "expel", _expel, "let no more guests come to this node, and wait until all that are here have left",
+        "expel", _expel, "let no more guests come to a node, and wait until all that are there have left",
+        ("node", {"metavar": "NODE", "nargs": "?", "help": "a node's name, id or address (default: this node)"}),
         ("--fast", {"action": "store_true", "help": "all home at once, without asking who would be best: the machine is about to go down"}),
     )  # fmt: skip
     verb("bring", _bring, "bring all guests whose home is this node back home, and wait for them")
@@ -125,8 +126,9 @@ def _expel(a: argparse.Namespace) -> int:
         where = f"went to {i['to']}" if i["outcome"] == "arrived" else f"stands frozen: {'; '.join(i['reasons'])}"
         return f"{i['pid']} ({i['comm']}) of {i['home']} {where}"
 
-    left = "the node stays blocked and goes on sending its guests away; `mosctl noblock` ends that, `mosctl pool` shows it"
-    return _follow("expel", words, left, json=a.json, fast=a.fast)
+    where, there = (a.node, f" {a.node}") if a.node else ("the node", "")
+    left = f"{where} stays blocked and goes on sending its guests away; `mosctl noblock{there}` ends that"
+    return _follow("expel", words, left, json=a.json, fast=a.fast, **({"node": a.node} if a.node else {}))
 
 
 def _bring(a: argparse.Namespace) -> int:

@@ -81,7 +81,10 @@ def bar_of(n: Node, q: Quantity, label: str) -> Bar:
         case Quantity.MEMORY:
             return Bar(label, total - float(n.get("mem_free", 0)), total, style)
         case Quantity.RAW_MEMORY:
-            return Bar(label, total - float(n.get("mem_unused") or n.get("mem_free") or 0), total, style)
+            unused = float(n.get("mem_unused", -1))
+            if unused < 0:
+                return Bar(label, 0, 0, Style.DIM, note="?")  # a node of an older version
+            return Bar(label, total - unused, total, style)
         case Quantity.UTILIZABILITY:
             return Bar(label, 100.0 - max(0.0, float(n.get("psi_mem") or 0.0)), 0, style)
 

@@ -215,21 +215,17 @@ class Model:
         return []
 
     def _node_key(self, key: str, n: Row) -> list[Action]:
-        name = str(n["name"])
-        here = name == self.snapshot.me
-        if key in ("X", "B") and not here:
-            verb = "expel" if key == "X" else "block"
-            self.say(f"each node decides for itself: run mosctl {verb} on {name}", Style.WARN)
-        elif key == "X":
+        name, there = str(n["name"]), {"node": str(n["id"])}  # names need not be unique
+        if key == "X":
 
             def expel(yes: str) -> list[Action]:
-                return [Order("expel", {}, f"expelling all guests from {name}", f"no guest is left on {name}")] if yes == "y" else []
+                return [Order("expel", there, f"expelling all guests from {name}", f"no guest is left on {name}")] if yes == "y" else []
 
             self.prompt = Prompt(f"expel all guests from {name}, and let no more come? (y/n) ", expel, yes_no=True)
         elif key == "B":
             if n.get("accepting", True):
-                return [Order("block", {}, f"blocking {name}", f"no more guests come to {name}")]
-            return [Order("noblock", {}, f"unblocking {name}", f"guests may come to {name}")]
+                return [Order("block", there, f"blocking {name}", f"no more guests come to {name}")]
+            return [Order("noblock", there, f"unblocking {name}", f"{name} is not blocked any more")]
         return []
 
     def _ask_filter(self) -> None:
