@@ -119,6 +119,7 @@ class ProcessFacts(Mapped):
     externals: list[External] = field(default_factory=list)
     shared_files: list[SharedFile] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    privileges: list[str] = field(default_factory=list)  # what a host refuses unless it takes root's processes
 
     @classmethod
     def from_map(cls, m: dict[str, Any]) -> Self:

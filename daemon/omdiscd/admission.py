@@ -33,6 +33,9 @@ def admit(
             if not low <= i <= high:
                 hint = "; allow_root_guests would let it in" if i == 0 else ""
                 out.append(f"{me.name} takes no process of {what} {i} (allowed: {low} to {high}{hint})")
+    if facts.privileges and 0 not in users and not config.allow_root_guests:
+        what = "; ".join(facts.privileges[:3]) + (f"; and {len(facts.privileges) - 3} more" if len(facts.privileges) > 3 else "")
+        out.append(f"{me.name} takes no process with privileges ({what}): start it without, or set allow_root_guests there")
     if hosted >= config.max_guests:
         out.append(f"{me.name} has {hosted} guests already (max_guests)")
     free = me.mem_free - reserved_mem - config.mem_reserve

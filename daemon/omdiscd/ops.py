@@ -122,13 +122,16 @@ class Operations:
         s = self._subject(call)
         to = await self.mover.destination(s, r["to"])
         if r.get("dry_run"):
-            return {"result": await self.mover.plan(s, to)}
+            return {"result": await self.mover.plan(s, to, call.caller.pid)}
 
         async def progress(step: str, text: str) -> None:
             await call.item(step=step, text=text)
 
         reason = f"user {call.caller.uid} asked"
-        result = await self.mover.move(s, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps)
+        asker = call.caller.pid
+        result = await self.mover.move(
+            s, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps, asker=asker
+        )
         return {"result": result}
 
     async def job(self, call: Call) -> dict[str, Any]:
