@@ -234,7 +234,7 @@ def test_mosctl_and_mosps(lab: LabUnderTest, refused: Refusals) -> None:
         refused(2, "mosctl", verb, 0, says=["0"])
         refused(2, "mosctl", verb, "abc", says=["abc"])
         refused(2, "mosctl", verb)
-    for verb in ("status", "whois", "isup", "getload", "getspeed"):
+    for verb in ("status", "whois", "isup", "getload", "getspeed", "getmem", "getfree", "getutil"):
         refused(2, "mosctl", verb, "nowhere", says=["nowhere"])
     refused(2, "mosctl", "no-such-verb")
     refused(2, "mosctl")

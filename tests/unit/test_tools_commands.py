@@ -203,6 +203,8 @@ def test_mosctl_status_table_and_json(pool: type[Daemon], capsys: Captured) -> N
         (["getload"], 0, "0.50\n"),
         (["getload", "n2"], 0, "1.25\n"),
         (["getspeed", "--json"], 0, "1.0\n"),
+        (["getutil"], 0, "100.00\n"),
+        (["getfree"], 0, "-1\n"),
     ],
 )
 def test_mosctl_small_questions(pool: type[Daemon], capsys: Captured, argv: list[str], status: int, out: str) -> None:

@@ -58,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     verb("isup", _isup, "tell whether a node is up: prints yes or no; exit status 0 or 1", node)
     verb("getload", _getload, "print a node's load, in processes per standard CPU", node)
     verb("getspeed", _getspeed, "print a node's speed, relative to a standard CPU", node)
+    verb("getmem", _getmem, "print the bytes that a node can give to programs", node)
+    verb("getfree", _getfree, "print the bytes of a node's memory that nothing uses, not even caches; -1: it does not tell", node)
+    verb("getutil", _getutil, "print a node's utilizability: per cent of the last 10 s not lost to waiting for memory", node)
     verb("block", _block, "let no more guests come to a node; those that are there stay", node)
     verb("noblock", _noblock, "let guests come to a node again", node)
     verb("lock", _lock, "let a process not be moved by itself; migrate still moves it", pid)
@@ -137,16 +140,29 @@ def _isup(a: argparse.Namespace) -> int:
 
 
 def _getload(a: argparse.Namespace) -> int:
-    return _number(a, "load")
+    return _number(a, lambda n: float(n["load"]))
 
 
 def _getspeed(a: argparse.Namespace) -> int:
-    return _number(a, "speed")
+    return _number(a, lambda n: float(n["speed"]))
 
 
-def _number(a: argparse.Namespace, key: str) -> int:
+def _getmem(a: argparse.Namespace) -> int:
+    return _number(a, lambda n: int(n["mem_free"]))
+
+
+def _getfree(a: argparse.Namespace) -> int:
+    return _number(a, lambda n: int(n.get("mem_unused", -1)))
+
+
+def _getutil(a: argparse.Namespace) -> int:
+    return _number(a, lambda n: 100.0 - max(0.0, float(n.get("psi_mem") or 0.0)))
+
+
+def _number(a: argparse.Namespace, value: Callable[[dict[str, Any]], float]) -> int:
     for n in _nodes(a.node, here=True):
-        output.print_json(n[key]) if a.json else print(f"{n[key]:.2f}")
+        v = value(n)
+        output.print_json(v) if a.json else print(v if isinstance(v, int) else f"{v:.2f}")
     return 0
 
 

@@ -62,6 +62,9 @@ _mig_mosctl() {
         'isup:tell whether a node is up: prints yes or no; exit status 0 or 1'
         'getload:print a node'\''s load, in processes per standard CPU'
         'getspeed:print a node'\''s speed, relative to a standard CPU'
+        'getmem:print the bytes that a node can give to programs'
+        'getfree:print the bytes of a node'\''s memory that nothing uses, not even caches; -1: it does not tell'
+        'getutil:print a node'\''s utilizability: per cent of the last 10 s not lost to waiting for memory'
         'block:let no more guests come to a node; those that are there stay'
         'noblock:let guests come to a node again'
         'lock:let a process not be moved by itself; migrate still moves it'
@@ -121,6 +124,24 @@ _mig_mosctl() {
                         '--json[print JSON]' \
                         '1::NODE:_mig_nodes' ;;
                 getspeed)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' \
+                        '1::NODE:_mig_nodes' ;;
+                getmem)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' \
+                        '1::NODE:_mig_nodes' ;;
+                getfree)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' \
+                        '1::NODE:_mig_nodes' ;;
+                getutil)
                     _arguments \
                         '(-h --help)-h[show this help message and exit]' \
                         '(-h --help)--help[show this help message and exit]' \
