@@ -8,7 +8,7 @@ import pytest
 from omtools.mosmon import chart, tables
 from omtools.mosmon.canvas import ASCII, UTF8, Canvas, Glyphs, Style
 from omtools.mosmon.chart import Layout, Quantity
-from omtools.mosmon.model import Model, Order, Quit, Snapshot, View
+from omtools.mosmon.model import HELP, Model, Order, Quit, Snapshot, View
 
 
 def node(name: str, **k: Any) -> dict[str, Any]:
@@ -97,6 +97,19 @@ def test_raw_memory_counts_caches_as_used() -> None:
 def test_utilizability_falls_with_memory_pressure() -> None:
     lines = drawn([node("a"), node("b", psi_mem=50.0)], Quantity.UTILIZABILITY, Layout.TIGHT, height=12)
     assert heights(lines) == [10, 5]
+
+
+def test_one_that_does_not_answer_is_not_shown_as_idle() -> None:
+    assert "?" in "".join(drawn([node("a", state="suspect", load=1.0), node("b")], Quantity.LOAD, Layout.TIGHT))
+
+
+def test_what_is_said_at_the_foot_and_in_the_help_fits_80_columns() -> None:
+    m = model(pool(3))
+    for keys in ("c", "p", "n", "e", "?"):
+        press(m, keys)
+        assert "…" not in m.render(80, 24).lines()[-1]
+    lines = HELP.splitlines()
+    assert max(map(len, lines)) <= 79 and len(lines) <= 23
 
 
 def test_dead_nodes_say_so() -> None:

@@ -69,7 +69,8 @@ def bar_of(n: Node, q: Quantity, label: str) -> Bar:
     """The bar of one node."""
     state = str(n.get("state", "alive"))
     if state != "alive":
-        return Bar(label, 0, 0, Style.WARN if state == "suspect" else Style.BAD, dead=state != "suspect")
+        suspect = state == "suspect"
+        return Bar(label, 0, 0, Style.WARN if suspect else Style.BAD, note="?" if suspect else "", dead=not suspect)
     total = float(n.get("mem_total", 0))
     style = Style.OWN if n.get("self") else Style.GOOD if n.get("accepting", True) else Style.WARN
     match q:

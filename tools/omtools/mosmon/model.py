@@ -18,9 +18,10 @@ mosmon shows the pool: a bar, or a row, for each node.
  chart       l load          L load, log scale     s speed and CPUs
              m memory        r raw memory          u utilizability
              w wide  v vertical  V tight  a automatic numbering
-             d dead nodes on, off      t totals on, off      left, right: other nodes
+             d dead nodes on, off   t totals on, off   left, right: other nodes
  views       c chart   p processes   n nodes   e events   Tab the next one
- tables      up, down, PgUp, PgDn, Home, End   < > sort by another column   R reverse
+ tables      up, down, PgUp, PgDn, Home, End: another row
+             < > sort by another column    R backwards
              / filter: rows with all of these words; Enter keeps, Esc drops it
  processes   Enter or M  move the selected one to a node, 'home' or 'balance'
              H  send it home        K  lock it, or unlock it
@@ -29,7 +30,8 @@ mosmon shows the pool: a bar, or a row, for each node.
  any time    ? help   q quit
 
 A load of 1 is 100 % of a standard CPU (speed 1).  Your own node is the bright
-one, with a * in tables; yellow ones accept no guests."""
+one, with a * in tables; yellow ones accept no guests, ? is one that does not
+answer now."""
 
 
 class View(Enum):
@@ -340,7 +342,7 @@ class Model:
             canvas.put(y, 0, cut(f" {self.snapshot.error}; trying again", canvas.width, self.glyphs), Style.BAD)
         else:
             keys = {
-                View.CHART: "l load  s speed  m memory  u util  d dead  t totals  p processes  n nodes  e events  q quit",
+                View.CHART: "l load  s speed  m memory  t totals  p processes  n nodes  e events  q quit",
                 View.PROCESSES: "Enter move  H home  K lock  / filter  < > R sort  c chart  q quit",
                 View.NODES: "X expel  B block  / filter  < > R sort  c chart  q quit",
                 View.EVENTS: "/ filter  < > R sort  c chart  q quit",
