@@ -55,7 +55,7 @@ def _pool(a: argparse.Namespace) -> int:
         print(f"  back in the pool in {p['rejoins_in_s']:.0f} s, if nobody shows up")
     if p["idle_s"] is not None and p["leave_on"] != "never":
         print(f"  last touched {p['idle_s']:.0f} s ago")
-    print(f"  {p['guests']} guests run here" + (f", {p['guest_share']}" if p["guest_share"] else ""))
+    print(f"  {p['guests']} guest{' runs' if p['guests'] == 1 else 's run'} here" + (f", {p['guest_share']}" if p["guest_share"] else ""))
     for g in p["frozen"]:
         print(f"  frozen: {g['pid']} ({g['comm']}) of {g['home']}: {'; '.join(g['reasons']) or 'nobody has taken it yet'}")
     if p["sessions"]:
