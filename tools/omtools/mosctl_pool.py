@@ -140,8 +140,12 @@ def _bring(a: argparse.Namespace) -> int:
                 return f"{i['pid']} ({i['comm']}) has ended, or is home already"
         return f"{i['pid']} ({i['comm']}) stays on {i['from']}: {'; '.join(i['reasons'])}"
 
-    left = "guests that are on their way arrive, the others stay where they are; mosps shows them"
-    return _follow("bring", words, left, json=a.json)
+    lstay = "this node's own processes do not leave by themselves any more; `mosctl nolstay` ends that"
+    left = f"guests that are on their way arrive, the others stay where they are; mosps shows them\n  ({lstay})"
+    status = _follow("bring", words, left, json=a.json)
+    if not a.json:
+        print(f"({lstay})", file=sys.stderr)
+    return status
 
 
 def _pam(a: argparse.Namespace) -> int:
