@@ -330,6 +330,14 @@ def test_durations(s: float, text: str) -> None:
     assert output.duration(s) == text
 
 
+@pytest.mark.parametrize(("word", "said"), [("getlod", "did you mean getload"), ("xyzzy", "'xyzzy'; --help lists all")])
+def test_a_mistyped_verb_is_not_answered_with_all_of_them(capsys: Captured, word: str, said: str) -> None:
+    with pytest.raises(SystemExit):
+        mosctl.main([word])
+    err = capsys.readouterr().err
+    assert said in err and "noquiet" not in err
+
+
 def test_an_interrupt_is_130() -> None:
     def interrupted() -> int:
         raise KeyboardInterrupt
