@@ -26,11 +26,19 @@ def parser(prog: str, description: str, status: str = EXIT_CODES) -> argparse.Ar
 
     from mig import __version__
 
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            """Lines stay lines, those that are too long become several."""
+            import textwrap
+
+            lines = [textwrap.wrap(x, width, subsequent_indent=" " * (len(x) - len(x.lstrip()))) or [""] for x in text.splitlines()]
+            return "\n".join(indent + part for line in lines for part in line)
+
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             super().error(_shorter(message))
 
-    p = Parser(prog=prog, description=description, epilog=status, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog=prog, description=description, epilog=status, formatter_class=Formatter)
     p.add_argument("--version", action="version", version=f"{prog} {__version__}")
     return p
 
