@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 from collections.abc import Iterator
 from typing import Any, Self
@@ -203,6 +205,8 @@ def test_mosctl_status_table_and_json(pool: type[Daemon], capsys: Captured) -> N
         (["getload"], 0, "0.50\n"),
         (["getload", "n2"], 0, "1.25\n"),
         (["getspeed", "--json"], 0, "1.0\n"),
+        (["getutil"], 0, "100.00\n"),
+        (["getfree"], 0, "-1\n"),
     ],
 )
 def test_mosctl_small_questions(pool: type[Daemon], capsys: Captured, argv: list[str], status: int, out: str) -> None:
@@ -221,6 +225,10 @@ def test_mosctl_unknown_node(pool: type[Daemon], capsys: Captured, verb: str) ->
     [
         (["block"], ("block", {})),
         (["noblock"], ("noblock", {})),
+        (["block", "n2"], ("block", {"node": "n2"})),
+        (["noblock", "n2", "--json"], ("noblock", {"node": "n2"})),
+        (["expel"], ("expel", {"fast": False})),
+        (["expel", "n2", "--fast"], ("expel", {"fast": True, "node": "n2"})),
         (["lock", "42"], ("lock", {"pid": 42})),
         (["unlock", "42", "--json"], ("unlock", {"pid": 42})),
         (["stay"], ("switch", {"name": "stay", "on": True})),
@@ -322,6 +330,23 @@ def test_sizes(n: float, text: str) -> None:
 @pytest.mark.parametrize(("s", "text"), [(0, "0:00"), (75, "1:15"), (3600 * 3 + 62, "3:01:02")])
 def test_durations(s: float, text: str) -> None:
     assert output.duration(s) == text
+
+
+@pytest.mark.parametrize(("word", "said"), [("getlod", "did you mean getload"), ("xyzzy", "'xyzzy'; --help lists all")])
+def test_a_mistyped_verb_is_not_answered_with_all_of_them(capsys: Captured, word: str, said: str) -> None:
+    with pytest.raises(SystemExit):
+        mosctl.main([word])
+    err = capsys.readouterr().err
+    assert said in err and "noquiet" not in err
+
+
+@pytest.mark.parametrize("program", ["migrate", "mosps", "mosctl", "mosrun", "mosmon", "moslab.cli"])
+def test_a_help_fits_80_columns(program: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(f"omtools.{program}").main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5 and max(map(len, lines)) <= 80
 
 
 def test_an_interrupt_is_130() -> None:
