@@ -24,7 +24,7 @@ STARTED = re.compile(r"^(\S+ \S+) INFO node (n\d+), id ", re.M)
 
 @pytest.fixture(scope="module")
 def twelve() -> Iterator[LabUnderTest]:
-    made = LabUnderTest("t12", "--set", "auto=no", nodes=12)
+    made = LabUnderTest("t12", "--set", "auto=none", nodes=12)
     yield made
     made.down()
 
