@@ -136,8 +136,12 @@ class Config:
     # good as 0.1 with half the moves for jobs started at home; jobs whose node was chosen at the start need 1.0.
     epsilon_home: float = 0.5
     epsilon_placed: float = 1.0
-    # CPU seconds that the helpers of a move take to start, at both ends.  More: short processes stay where they are.
+    # Seconds until the helpers of a move stand ready.  More: short processes stay where they are.  This and the next four are first guesses:
+    # what moves cost is learnt from those that ended.
     setup_s: float = 0.5
+    # CPU seconds that the helpers take for a move, at both ends together.  They hold up everything else there.  More: fewer moves away from
+    # and to busy nodes.
+    move_cpu_s: float = 1.0
     # What a move costs beside: the freeze, and the share of a CPU that a running transfer takes at either end.
     freeze_s: float = 0.1
     transfer_cpu: float = 0.1
@@ -253,6 +257,7 @@ _NOT_NEGATIVE = (
     "speed", "cpus", "mem_total", "max_guests", "max_memory", "mem_reserve",
     "min_age_s", "rest_s", "epsilon_home", "epsilon_placed", "freeze_s",
     "setup_s",
+    "move_cpu_s",
     "transfer_cpu", "owner_load", "decay",
 )  # fmt: skip
 

@@ -186,7 +186,10 @@ class Evictor:
                 if home is not None and to.id == home.id:
                     break  # nobody is better than home
                 live = await self.targets.ask(to, who)
-                if live is not None and live.fits(c.rss) and not await self.targets.reserve(to, who, c.k, c.rss):
+                if live is None or not live.fits(c.rss):
+                    continue
+                refused, _ = await self.targets.reserve(to, who, c.k, c.rss)
+                if not refused:
                     yield to
         if home is not None:
             yield home

@@ -250,7 +250,7 @@ class Mover:
         with contextlib.suppress(TypeError, ValueError):  # an agent of another version may tell less
             self.targets.measured.learn(
                 pause_s=float(result.get("pause_ms") or 0) / 1000, total_s=float(result.get("total_ms") or 0) / 1000,
-                sent=int(result.get("bytes") or 0), rss=c.rss,
+                sent=int(result.get("bytes") or 0), rss=c.rss, cpu_s=float(result.get("cpu_ms") or 0) / 1000,
             )  # fmt: skip
 
     async def _answers(self, s: Subject, order: dict[str, Any], patience: float) -> Answers:

@@ -45,7 +45,7 @@ class Rules:
     perfect: bool = False
     most: int = manager.MOVES  # moves of one decision
     rest: float = 1.0  # seconds after an arrival in which a process is left alone
-    knobs: Knobs = field(default_factory=lambda: Knobs(freeze_s=FREEZE, setup_s=0.0))
+    knobs: Knobs = field(default_factory=lambda: Knobs(freeze_s=FREEZE, setup_s=0.0, move_cpu_s=0.0))
 
 
 @dataclass
