@@ -76,6 +76,7 @@ class Agent:
         self._over = False
         self._shelved = False
         self._source: HomeSource | None = None  # while it still serves memory
+        self._hold_s = 0.0
         self._tasks = Tasks()
         self.row = GuestState(
             role="agent", pid=pid, home=node.name, where=node.name, state="running", uid=self.facts.uid, comm=self.facts.comm,
@@ -158,6 +159,7 @@ class Agent:
         async with self._moving:
             self._set(state="moving")
             self._dest, self._trail = to.name, {"mid": "", "step": "ask"}
+            self._hold_s = float(m.get("hold_s") or 0)
             self._tell = lambda e: answer(e, {})
             try:
                 result = await self._move(to, str(m.get("mode", "remote")), float(m.get("timeout") or 0), progress, m)
@@ -315,7 +317,7 @@ class Agent:
             "op": "prepare", "v": wire.VERSION, "mid": mid, "epoch": epoch, "mode": mode,
             "home": dataclasses.asdict(self.node), "agent": [self.board.addr, self.board.port],
             "files": [self.files.addr, self.files.port], "token": self.token,
-            "nmigs": self.row.nmigs + 1,
+            "nmigs": self.row.nmigs + 1, "hold_s": self._hold_s,
         }  # fmt: skip
 
     async def expire_names(self) -> None:

@@ -314,6 +314,7 @@ class Keeper:
     async def _run_guest(self) -> None:
         assert self.guest is not None and self.house is not None
         self.row.state, self.row.host_pid, self.row.since = "running", self.guest.pid, time.time()
+        self.row.hold_until = self.row.since + float(self.request.get("hold_s") or 0)
         await self.tell_agent("running", host_pid=self.guest.pid, proxied=sorted(self.proxies.proxied))
         self._tasks.spawn(self._read_agent())
         self.watchers.start()

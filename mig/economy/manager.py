@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from mig.economy.judge import Candidate, Verdict, hold_up, judge
 from mig.economy.policies.base import Policy, Situation, Suggestion
@@ -39,6 +40,31 @@ AWAY = 0.1
 """Process-seconds per unit of work that another node must be better by: nodes that differ in free memory alone are not worth a journey."""
 NEW_S = 4.0
 """CPU seconds that a job is expected to need of which nothing is known: what its journey costs others counts against so much work."""
+
+S = TypeVar("S")
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+class Dialogue(Generic[S, A, R]):
+    """A decision that is under way: ``step`` is what it wants next, None once it is over and ``result`` stands.
+
+    Whoever can ask, over sockets or at once, does so and says the answer.
+    """
+
+    def __init__(self, decision: Generator[S, A | None, R]) -> None:
+        self._decision = decision
+        self.result: R | None = None
+        self.step: S | None = None
+        self.answer(None)
+
+    def answer(self, answer: A | None) -> None:
+        """The answer to ``step``; the next one stands then."""
+        try:
+            self.step = self._decision.send(answer)
+        except StopIteration as e:
+            self.step, self.result = None, e.value
+
 
 Moves = Generator["Ask | Enact", "NodeView | bool | None", None]
 Start = Generator[Ask, "NodeView | None", list[NodeView]]

@@ -40,7 +40,7 @@ class Measured:
         )  # fmt: skip
 
     def learn(self, *, pause_s: float, total_s: float, sent: int, rss: int, cpu_s: float = 0.0) -> None:
-        """A move has ended: its pause and whole duration in seconds, bytes sent, bytes of memory; CPU seconds of its helpers, 0: unknown."""
+        """A move has ended: its pause and whole duration in seconds, bytes sent, bytes of memory, the helpers' CPU seconds (0: unknown)."""
         if not 0 < total_s < 3600 or pause_s < 0 or sent < 0:
             return
         self.moves += 1

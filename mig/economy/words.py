@@ -60,8 +60,9 @@ def expectation(c: Candidate) -> str:
 def figures(v: Verdict) -> dict[str, Any]:
     """All figures of a verdict as plain values, for events and JSON; times in seconds."""
     return {
-        "pays": v.pays, "gain_s": round(v.gain, 3), "cost_s": round(v.cost, 3), "send_s": round(v.send_s, 3), "saved": round(v.saved, 3),
-        "held_up": round(v.held_up, 3), "added": round(v.added, 3), "rate_here": round(v.r_here, 3), "rate_there": round(v.r_there, 3), "epsilon": v.epsilon,
+        "pays": v.pays, "gain_s": round(v.gain, 3), "cost_s": round(v.cost, 3), "send_s": round(v.send_s, 3),
+        "saved": round(v.saved, 3), "added": round(v.added, 3), "held_up": round(v.held_up, 3),
+        "rate_here": round(v.r_here, 3), "rate_there": round(v.r_there, 3), "epsilon": v.epsilon,
     }  # fmt: skip
 
 
