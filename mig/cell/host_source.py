@@ -11,6 +11,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+from mig import logs
 from mig.agent import home_locks
 from mig.cell import locks
 from mig.criu import images
@@ -32,6 +33,7 @@ class HostSource(SourceBase):
     def __init__(self, keeper: Keeper, dest: Destination, request: dict[str, Any], memory: tuple[str, int] = ("auto", 0)) -> None:
         assert keeper.house is not None and keeper.guest is not None
         super().__init__(str(request["mid"]), dest, keeper.house.cell.guest_cgroup, keeper.facts, keeper.guest.pid)
+        logs.about(self.mid)
         self.keeper, self.request = keeper, request
         self.wanted = memory
         self.cpu_before = self.cpu_used()
