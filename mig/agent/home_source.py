@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mig.agent import home_locks
+from mig.agent.externals import Gone
 from mig.criu import images
 from mig.deputy.helper import Helper
 from mig.errors import CannotMove, MoveFailed
@@ -21,12 +22,17 @@ from mig.migration.journal import BEGIN, CAPTURED, FROZEN, UNLOCKED
 from mig.migration.machine import Step
 from mig.migration.peer import Destination
 from mig.migration.source import SourceBase
+from mig.model import ProcessFacts
 
 if TYPE_CHECKING:
     from mig.agent.agent import Agent
 
 PLAN = [s for s in Step if s not in (Step.HOLD, Step.DRAIN)]
 """At home nothing is in flight: the process uses home's own pipes and terminal."""
+
+
+_LOOKS = 8
+"""Looks at a process that opens and closes all the time what it shares with others."""
 
 
 class Changed(MoveFailed):
@@ -102,19 +108,31 @@ class HomeSource(SourceBase):
     async def _ask(self) -> None:
         a = self.agent
         self.converter = Helper()  # its start-up costs as much CPU as the dump: over long before the freeze
-        self.seen = self._special()
-        facts = gather(a.pid)
-        if facts.reasons:
-            raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=facts.reasons)
-        self.facts = a.facts = facts
+        facts = await self._look()
         self.journal.write(BEGIN, pid=a.pid, start=facts.start, cgroup=str(self.group.path), to=dataclasses.asdict(self.dest.node))
-        await a.open_externals(facts)
         # of the tree only the root keeps its memory at home; its descendants end when they have moved
         record_locks = bool(home_locks.scan(procfs.tree(a.pid))[1])
         await self.choose_carrier(a.node, lambda: {a.pid: a.pid}, record_locks=record_locks)
         request = await a.prepare_request(self.mid, 1, "remote")
         await self.prepare(request | {"facts": dataclasses.asdict(facts)})
         await a.board.wait_for(1, [e.id for e in facts.externals])
+
+    async def _look(self) -> ProcessFacts:
+        """The facts, with copies taken of what is shared; again where that was gone by then.  Raises :class:`CannotMove`, :class:`Gone`."""
+        a = self.agent
+        for left in reversed(range(_LOOKS)):
+            self.seen = self._special()
+            facts = gather(a.pid)
+            if facts.reasons:
+                raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=facts.reasons)
+            try:
+                await a.open_externals(facts)
+                break
+            except Gone:
+                if not left:
+                    raise
+        self.facts = a.facts = facts
+        return facts
 
     async def _capture(self) -> None:
         self.captured = True

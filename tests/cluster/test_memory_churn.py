@@ -31,7 +31,7 @@ def test_a_program_that_changes_its_memory_all_the_time(lab: Any, start: Start) 
 def test_five_hundred_moves_over_all_rungs(lab: Any, start: Start, record_property: Callable[[str, object], None]) -> None:
     moves = int(os.environ.get("CHURN_MOVES", "500"))
     chance = random.Random(moves)
-    t = start("churn", "-m", "64", "-t", "3", "-p", "300", "-f", "/var/tmp/g/mapped")
+    t = start("churn", "-m", "64", "-t", "8", "-b", "100", "-p", "2000", "-f", "/var/tmp/g/mapped")
     modes: Counter[str] = Counter()
     pauses = []
     for i, to in enumerate(itertools.islice(itertools.cycle(["n2", "n3", "home"]), moves), 1):
