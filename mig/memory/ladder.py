@@ -21,13 +21,15 @@ WORTH_PRECOPY = 64 << 20
 @dataclass(frozen=True)
 class Situation:
     """``hideable``: bytes of memory that can be left out; ``record_locks``: the process holds POSIX locks; ``lazy``: userfaultfd and
-    CRIU's lazy restore are there on this node; ``tracking``: writes can be tracked here; ``leaving``: this node may go down soon."""
+    CRIU's lazy restore are there on this node; ``tracking``: writes can be tracked here; ``leaving``: this node may go down soon;
+    ``no_shim``: why CRIU cannot be made to leave anything out."""
 
     hideable: int
     record_locks: bool = False
     lazy: bool = True
     tracking: bool = False
     leaving: bool = False
+    no_shim: str = ""
 
 
 def choose(wanted: str, s: Situation) -> tuple[Mode, str]:
@@ -36,6 +38,8 @@ def choose(wanted: str, s: Situation) -> tuple[Mode, str]:
         return "full", ""
     if not s.lazy:
         return "full", "userfaultfd or CRIU's lazy restore is missing on this node"
+    if s.no_shim:
+        return "full", f"{s.no_shim}: run `make env` on this node"
     if s.record_locks:
         return "full", "it holds record locks, which CRIU does not restore beside lazy pages"
     if s.leaving:

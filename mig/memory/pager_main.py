@@ -29,6 +29,8 @@ from mig.kernel import libc
 from mig.memory import guardian
 from mig.memory.eventlog import EventLog
 from mig.memory.pager import Pager
+from mig.migration import faults
+from mig.migration.faults import Fault, InjectedFault
 from mig.trust import links
 
 log = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ class Process:
             pager.start_push(again=True)
         try:
             self._loop(pager)
-        except (OSError, EOFError):
+        except (OSError, EOFError, InjectedFault):
             log.exception("the pager fails; the guardian holds the guest's memory")
             os._exit(1)
         for fd in self.guards:
@@ -128,6 +130,7 @@ class Process:
         pager.poll.register(self.control, select.EPOLLIN)
         pager.poll.register(self.bell, select.EPOLLIN)
         reported = 0.0
+        half = 0
         while not pager.finished():
             fds = [fd for fd, _ in pager.poll.poll(1.0 if pager.idle else 0)]
             if self.control.fileno() in fds and not self._obey(pager):
@@ -139,6 +142,10 @@ class Process:
                 os.read(self.bell, 64)
                 self._reconnected(pager)
             pager.step(fds)
+            half = half or (pager.missing // 2 if faults.enabled and pager.pushing else 0)
+            if half and pager.missing < half:
+                faults.pass_by(Fault.MID_POSTCOPY)
+                half = -1
             if pager.pushing and time.monotonic() - reported > 1:
                 reported = time.monotonic()
                 self.say("missing", bytes=pager.missing)
@@ -212,6 +219,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s pager: %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     libc.set_name("mig-pager")
+    faults.enabled = os.environ.get("MIG_FAULTS") == "1"
     Process(socket.socket(fileno=int(sys.argv[1]))).run()
 
 

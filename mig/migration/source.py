@@ -62,7 +62,7 @@ class SourceBase:
         able = await asyncio.to_thread(features.probe)
         situation = Situation(
             hideable=await asyncio.to_thread(hide.hideable, members()), record_locks=record_locks,
-            lazy=able.lazy_pages and able.uffd, tracking=precopy.available(),
+            lazy=able.lazy_pages and able.uffd, tracking=precopy.available(), no_shim=await asyncio.to_thread(layout.shim_problem),
         )  # fmt: skip
         mode, why = choose(self.wanted[0], situation)
         self.carrier = FullDump(why) if mode == "full" else PostCopy(node, members, mode=mode, why=why, limit_bps=self.wanted[1])
