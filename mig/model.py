@@ -149,4 +149,6 @@ class GuestState(Mapped):
     host_pid: int = 0  # keeper: the guest's pid as this node sees it
     helper: int = 0  # pid of the agent or keeper
     arriving: int = 0  # bytes of its memory that have not reached it yet
+    waiting_for: str = ""  # the node that should send them and is silent
+    waiting_s: float = 0.0  # for how many seconds
     holder: int = 0  # agent: pid of the process at home that holds them

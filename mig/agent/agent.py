@@ -446,6 +446,7 @@ class Agent:
                 await k.send("expired")
             case "stats":
                 self._set(cpu_s=float(m.get("cpu_s", 0)), rss=int(m.get("rss", 0)), arriving=int(m.get("arriving", 0)))
+                self._set(waiting_for=str(m.get("waiting_for", "")), waiting_s=float(m.get("waiting_s", 0)))
             case "shelved" if k.epoch == self.epoch:
                 self._shelved = bool(m.get("on"))
                 if self.row.state in ("running", "stopped", "frozen"):
@@ -469,7 +470,7 @@ class Agent:
 
     async def _memory_arrived(self, m: dict[str, Any]) -> None:
         """A keeper's word: of the host where the guest is now, that it has everything; of the one before, that it is free."""
-        self._set(arriving=0)
+        self._set(arriving=0, waiting_for="", waiting_s=0.0)
         if "faults" in m:
             figures = {k: m[k] for k in ("bytes", "faults", "fault_p50_us") if k in m}
             await self.watchers.event(

@@ -26,10 +26,13 @@ SOCKET = "lazy-pages.socket"
 REPLACEMENTS = 20
 """Pagers that may die before the guest is given up: one that dies again and again has a reason."""
 _START = 15.0
+SILENT = 2.0
+"""Seconds without a word from the source that are worth telling; a busy machine takes a fraction of one."""
 
 
 class PagerLink:
-    """One pager.  ``arrived`` is set when nothing is missing any more; ``missing``: bytes that are."""
+    """One pager.  ``arrived`` is set when nothing is missing any more; ``missing``: bytes that are; ``silent``: seconds for which the
+    source has not said anything, 0 while it is well."""
 
     def __init__(self, first: dict[str, Any]) -> None:
         """Start the process; ``first``: what it is told first."""
@@ -41,6 +44,7 @@ class PagerLink:
         self._reader: asyncio.Future[None] | None = None
         self.arrived = asyncio.Event()
         self.missing = 0
+        self.silent = 0.0
         self.report: dict[str, Any] = {}
         self._restored: asyncio.Event = asyncio.Event()
         self._laid_out: asyncio.Event = asyncio.Event()
@@ -124,9 +128,9 @@ class PagerLink:
                         self._laid_out.set()
                     case "restored":
                         self._restored.set()
-                    case "missing" | "waiting":
-                        self.missing = int(m["bytes"])
-                        self.report["waiting"] = m["op"] == "waiting"
+                    case "missing":
+                        self.missing, silent = int(m["bytes"]), float(m["silent"])
+                        self.silent = silent if silent >= SILENT else 0.0
                         changed()
                     case "guardians":
                         self.guardians = [int(p) for p in m["pids"]]
@@ -134,7 +138,7 @@ class PagerLink:
                         lost(str(m["why"]))
                     case "all":
                         log.info("all memory is here: %s", m)
-                        self.missing = 0
+                        self.missing, self.silent = 0, 0.0
                         self.report = {k: v for k, v in m.items() if k != "op"}
                         self.arrived.set()
                         changed()

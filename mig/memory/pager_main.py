@@ -4,8 +4,8 @@ The first message on CONTROL says everything: ``socket`` (CRIU's lazy-pages.sock
 the source ``node`` (its id), ``addr``, ``port``, ``token``; one that takes over from a dead pager is told ``adopt``: a ``guardian``, the
 number there of the event ``log``, the ``processes`` of the layout, and whether the guest runs (``pushing``).
 
-Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its userfaultfd), ``all``,
-``waiting`` (the source does not answer), ``lost`` (it is gone).
+Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its userfaultfd), each
+second ``missing`` (bytes, and for how many seconds the source has been ``silent``), ``all``, ``lost`` (the source is gone).
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Process:
                 half = -1
             if pager.pushing and time.monotonic() - reported > 1:
                 reported = time.monotonic()
-                self.say("missing", bytes=pager.missing)
+                self.say("missing", bytes=pager.missing, silent=pager.silent)
         pager.finish()
         self._linger(pager)
 
@@ -197,16 +197,12 @@ class Process:
             except (OSError, EOFError, TimeoutError) as e:
                 refused = 0.0
                 log.info("the page source cannot be reached: %s", e or type(e).__name__)
-                self.pairs.put("")
-                os.write(self.ring, b"x")
             time.sleep(RETRY)
         os.write(self.ring, b"x")
 
     def _reconnected(self, pager: Pager) -> None:
         while not self.pairs.empty():
             match self.pairs.get():
-                case "":
-                    self.say("waiting", bytes=pager.missing)
                 case str(why):
                     self.say("lost", why=why)
                 case pair:
