@@ -76,6 +76,7 @@ class Agent:
         self._over = False
         self._shelved = False
         self._source: HomeSource | None = None  # while it still serves memory
+        self._members: holding.Members | None = None  # of the tree that left home, while their memory is served
         self._tasks = Tasks()
         self.row = GuestState(
             role="agent", pid=pid, home=node.name, where=node.name, state="running", uid=self.facts.uid, comm=self.facts.comm,
@@ -92,6 +93,7 @@ class Agent:
         self._tasks.cancel()
         if self._source is not None:
             await self._source.close()
+        await self._end_members()
         self.externals.close()
         self.board.close()
         for k in self.links.values():
@@ -259,13 +261,11 @@ class Agent:
         self._set(state="settling", where=to.name, nmigs=1, since=time.time())
         self._arrive(1, [e.id for e in source.facts.externals])
         await self.watchers.changed()
+        holds = source.carrier.mode != "full"
         try:
-            for p in procfs.tree(self.pid)[1:]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(p, signal.SIGKILL)
+            self._keep_members(source)
             assert source.converter is not None
             await holding.keep_exit_writes(source)
-            holds = source.carrier.mode != "full"
             deputy = await source.converter.convert(self.pid, str(source.group.path), self.drop_signals, hold=holds)
             self.row.holder = deputy.holder or 0
             self.deputy = DeputyLink(deputy, self._deputy_signal, self._deputy_died)
@@ -284,6 +284,19 @@ class Agent:
             self._tasks.spawn(self._lost(f"its keeper on {to.name} died right after it had arrived"))
         self._tasks.spawn(self._hold(source))
 
+    def _keep_members(self, source: HomeSource) -> None:
+        """The descendants run elsewhere: here they end at once, or, where their memory is still to be sent, later."""
+        descendants = procfs.tree(self.pid)[1:]
+        if needed := source.held_members() & set(descendants):
+            self._members = holding.Members(sorted(needed))
+        for p in set(descendants) - needed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(p, signal.SIGKILL)
+
+    async def _end_members(self) -> None:
+        if self._members is not None:
+            await self._members.end()
+
     async def _hold(self, source: HomeSource) -> None:
         """The original's memory is held until the guest has all of it; a full dump has nothing to hold."""
         self._source = source
@@ -293,6 +306,7 @@ class Agent:
             log.info("all memory has arrived: %d bytes", source.bytes + moved.bytes)
         except MigError as e:
             log.error("the memory of the original is lost: %s", e.message)  # its guest is ended by its keeper, which says why
+        await self._end_members()
         await holding.let_go(self.row.holder, self.deputy)
         self.row.holder = 0
         self._source = None
@@ -494,6 +508,7 @@ class Agent:
     async def _guest_ended(self, status: int, positions: dict[int, int]) -> None:
         """The guest ended: its output first, then the deputy ends in the same way."""
         self._over = True
+        await self._end_members()  # they hold the ends of pipes whose readers wait for the end of the file
         if not self._arrived.is_set():
             e = MoveFailed(f"{self.facts.comm} ({self.pid}) ended on {self.row.where} before it was moved")
             self._answer_hop({"ok": False, "error": e.to_wire()})
@@ -522,6 +537,7 @@ class Agent:
             t=time.time(), kind="lost", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="lost",
             reason=f"the guest is lost: {why}", **{"from": self.row.where},
         )  # fmt: skip
+        await self._end_members()
         await self._end_deputy(signal.SIGKILL)
         self._finish()
 

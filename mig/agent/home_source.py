@@ -18,6 +18,7 @@ from mig.errors import CannotMove, MoveFailed
 from mig.inspect.facts import gather
 from mig.kernel import cgroup, procfs
 from mig.kernel.cgroup import Cgroup
+from mig.memory.postcopy import PostCopy
 from mig.migration.journal import BEGIN, CAPTURED, FROZEN, UNLOCKED
 from mig.migration.machine import Step
 from mig.migration.peer import Destination
@@ -110,9 +111,8 @@ class HomeSource(SourceBase):
         self.converter = Helper()  # its start-up costs as much CPU as the dump: over long before the freeze
         facts = await self._look()
         self.journal.write(BEGIN, pid=a.pid, start=facts.start, cgroup=str(self.group.path), to=dataclasses.asdict(self.dest.node))
-        # of the tree only the root keeps its memory at home; its descendants end when they have moved
         record_locks = bool(home_locks.scan(procfs.tree(a.pid))[1])
-        await self.choose_carrier(a.node, lambda: {a.pid: a.pid}, record_locks=record_locks)
+        await self.choose_carrier(a.node, lambda: {p: p for p in procfs.tree(a.pid) if _lives(p)}, record_locks=record_locks)
         request = await a.prepare_request(self.mid, 1, "remote")
         await self.prepare(request | {"facts": dataclasses.asdict(facts)})
         await a.board.wait_for(1, [e.id for e in facts.externals])
@@ -171,6 +171,10 @@ class HomeSource(SourceBase):
         images.mend_interrupted(self.img, self.calls)
         self.agent.drop_signals = images.pending_signals(self.img, self.pid)
 
+    def held_members(self) -> set[int]:
+        """Members of the tree whose memory is not in the images."""
+        return {pid for _, pid, ranges in self.carrier.processes if ranges} if isinstance(self.carrier, PostCopy) else set()
+
     def leave_group(self) -> None:
         """Every member back to where it was (a child born meanwhile: to where its root was), the cgroup away."""
         if not self.group.exists():
@@ -183,6 +187,10 @@ class HomeSource(SourceBase):
             self.converter.__exit__(None, None, None)
             self.converter = None
         await super().close()
+
+
+def _lives(pid: int) -> bool:
+    return procfs.state(pid) not in (None, "Z", "X")
 
 
 def leave(group: Cgroup, old_groups: dict[int, Path], root: int) -> None:
