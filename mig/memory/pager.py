@@ -357,9 +357,9 @@ class Pager:
             self._disconnected(e)
 
     def _receive(self, stream: Stream) -> None:
-        self._heard_at = time.monotonic()
         try:
             for f in stream.frames():
+                self._heard_at = time.monotonic()
                 self._frame(f)
         except (OSError, EOFError) as e:
             if not self.over:

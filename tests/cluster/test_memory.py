@@ -167,6 +167,7 @@ import hashlib
 r, down = os.pipe(); up, w = os.pipe()
 pid = os.fork()
 if not pid:
+    os.close(down); os.close(up)
     memory = bytearray(os.urandom(1 << 20) * 64 + os.urandom(1 << 20) * 32)
     first = hashlib.md5(memory).digest()
     while os.read(r, 1):
@@ -186,7 +187,8 @@ def test_a_tree_that_leaves_home_keeps_everybody_s_memory_out_of_the_pause(lab: 
             assert result["mode"] in ("pre-copy", "post-copy")
             assert s.ask("os.write(down, b'x') and os.read(up, 4)", 60) == b"good"
             arrived(lab, s.pid, leg)
-            lab.wait_for(lambda: lab.children("n1", s.pid) == [] or to == "home", what="only one process stands for the tree at home")
+            if leg == 1:
+                lab.wait_for(lambda: lab.children("n1", s.pid) == [], what="only one process stands for the tree at home")
         dumps = re.findall(r"dump: .*, (\d+) bytes of memory in the images", lab.run("n1", f"cat /run/mig/log/agent-{s.pid}.log").stdout)
         assert dumps and all(int(n) < 32 << 20 for n in dumps)
         s.do("os.close(down)")
@@ -211,7 +213,7 @@ def test_a_killed_agent_leaves_no_frozen_members(lab: Any, faults: Faults) -> No
 @pytest.mark.long
 def test_a_link_that_is_cut_while_pages_go_before_the_freeze(lab: Any, block: Block) -> None:
     """The move fails, the process goes on where it is; with the link whole again it moves."""
-    command = ["migrate", "--mode", "pre-copy", "--limit", "20Mbit", str(block.pid), "n2"]
+    command = ["migrate", "--mode", "pre-copy", "--limit", "20", str(block.pid), "n2"]
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(lab.run, "n1", command, timeout=150)
         lab.wait_for(lambda: "step pre-copy" in lab.run("n1", f"cat /run/mig/log/agent-{block.pid}.log").stdout, what="pages are sent")
