@@ -118,6 +118,7 @@ class ProcessFacts(Mapped):
     externals: list[External] = field(default_factory=list)
     shared_files: list[SharedFile] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    passing: bool = False  # the reasons, or some of them, are those of a moment: looking again may find none
 
     @classmethod
     def from_map(cls, m: dict[str, Any]) -> Self:

@@ -5,8 +5,10 @@ Implements :class:`mig.migration.runner.Actions`.  Undo of every step leaves the
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,7 @@ PLAN = [s for s in Step if s not in (Step.HOLD, Step.DRAIN)]
 """At home nothing is in flight: the process uses home's own pipes and terminal."""
 
 
-_LOOKS = 8
+_LOOKS = 16
 """Looks at a process that opens and closes all the time what it shares with others."""
 
 
@@ -124,6 +126,9 @@ class HomeSource(SourceBase):
             self.seen = self._special()
             facts = gather(a.pid)
             if facts.reasons:
+                if facts.passing and left:
+                    await asyncio.sleep(random.uniform(0.01, 0.05))
+                    continue
                 raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=facts.reasons)
             try:
                 await a.open_externals(facts)

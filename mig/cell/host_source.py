@@ -6,9 +6,11 @@ re-points the channels afterwards.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
+import random
 from typing import TYPE_CHECKING, Any
 
 from mig.agent import home_locks
@@ -24,6 +26,10 @@ from mig.migration.source import SourceBase
 
 if TYPE_CHECKING:
     from mig.cell.keeper import Keeper
+
+
+_LOOKS = 16
+"""Looks at a guest that starts programs all the time, about which something is found that may be gone in a moment."""
 
 
 class HostSource(SourceBase):
@@ -90,8 +96,12 @@ class HostSource(SourceBase):
 
     async def _ask(self) -> None:
         then = self.keeper.facts
-        now = gather(self.pid, guest=True, known_pipes=self.proxies.keys())
-        orphans = [f"process {p} has lost its parent and would be left behind: wait until it has ended" for p in self._orphans()]
+        for _ in range(_LOOKS):
+            now = gather(self.pid, guest=True, known_pipes=self.proxies.keys())
+            orphans = [f"process {p} has lost its parent and would be left behind: wait until it has ended" for p in self._orphans()]
+            if not now.passing and not orphans:
+                break
+            await asyncio.sleep(random.uniform(0.01, 0.05))
         if reasons := [*now.reasons, *orphans]:
             raise CannotMove(f"{now.comm} ({now.pid}) cannot be moved", reasons=reasons)
         of_home = {e.id: e for e in then.externals}

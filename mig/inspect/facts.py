@@ -41,8 +41,10 @@ def gather(pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None 
     for _ in range(_LOOKS):
         before = procfs.tree(pid)
         facts = _look(pid, guest, known_pipes or {}, ignore)
-        if not facts.reasons or procfs.tree(pid) == before:
-            break  # else a child that was born in between passed for a stranger
+        # a child that was born in between passes for a stranger, and one that has not called exec yet has its parent's memory
+        facts.passing = bool(facts.reasons) and (facts.passing or procfs.tree(pid) != before)
+        if not facts.passing:
+            break
     return facts
 
 
@@ -75,6 +77,7 @@ def _look(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int])
         externals=externals,
         shared_files=_shared_files(scene),
         reasons=cannot_move(scene),
+        passing=any(m.borrows_memory_of for m in scene.members),
     )
 
 
