@@ -96,6 +96,9 @@ class Config:
     # Homes whose processes may come: names, ids, addresses or networks ("10.0.0.0/24") of nodes.  Empty: every node of the pool, as all
     # of them have the cluster key.  A node that is listed is still asked for the key; names and ids are what gossip says.
     allow_from: tuple[str, ...] = ()
+    # Whether root of another node may block this one, expel its guests, and open it again (`mosctl expel NODE`, mosmon).  What was ordered
+    # here is not undone from there, and `allow_from` holds for orders too.  Off: each node is steered at itself only.
+    remote_orders: bool = True
     # Guests beyond this many are refused.  More: more can come; cost: a keeper with its helpers takes about 60 MB.
     max_guests: int = 64
     # Memory that all guests together may have here; what would go beyond it is refused when it comes (a guest that grows later is not

@@ -59,6 +59,7 @@ class NodeInfo(Mapped):
     swap_free: int = 0
     psi_cpu: float = -1.0  # pressure of the last 10 s in per cent; -1: the kernel has none
     psi_mem: float = -1.0
+    mem_unused: int = -1  # what nothing uses, not even caches (mem_free counts what they would give up); -1: not told
     pool: str = ""  # adaptive pool: in | leaving | out; "" where it does not say
 
 
@@ -119,6 +120,7 @@ class ProcessFacts(Mapped):
     shared_files: list[SharedFile] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     passing: bool = False  # the reasons, or some of them, are those of a moment: looking again may find none
+    privileges: list[str] = field(default_factory=list)  # what a host refuses unless it takes root's processes
 
     @classmethod
     def from_map(cls, m: dict[str, Any]) -> Self:

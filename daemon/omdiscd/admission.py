@@ -23,7 +23,7 @@ def admit(
     if home.id == me.id:
         return []
     out = refusals(me)
-    if config.allow_from and not any(_is(home, who) for who in config.allow_from):
+    if config.allow_from and not any(is_named(home, who) for who in config.allow_from):
         out.append(f"{me.name} takes no process of {home.name} (allow_from: {', '.join(config.allow_from)})")
     users, groups = {facts.uid, *facts.uids}, {facts.gid, *facts.gids}
     for what, ids, (low, high) in (("user", users, config.allow_uids), ("group", groups, config.allow_gids)):
@@ -33,6 +33,9 @@ def admit(
             if not low <= i <= high:
                 hint = "; allow_root_guests would let it in" if i == 0 else ""
                 out.append(f"{me.name} takes no process of {what} {i} (allowed: {low} to {high}{hint})")
+    if facts.privileges and 0 not in users and not config.allow_root_guests:
+        what = "; ".join(facts.privileges[:3]) + (f"; and {len(facts.privileges) - 3} more" if len(facts.privileges) > 3 else "")
+        out.append(f"{me.name} takes no process with privileges ({what}): start it without, or set allow_root_guests there")
     if hosted >= config.max_guests:
         out.append(f"{me.name} has {hosted} guests already (max_guests)")
     free = me.mem_free - reserved_mem - config.mem_reserve
@@ -44,7 +47,7 @@ def admit(
     return out
 
 
-def _is(node: NodeInfo, who: str) -> bool:
+def is_named(node: NodeInfo, who: str) -> bool:
     """Whether ``who`` (an entry of ``allow_from``) names ``node``."""
     if who in (node.name, str(node.id), node.addr):
         return True

@@ -25,8 +25,9 @@ from mig.model import GuestState, NodeInfo
 from mig.pool.pool import Changed, Pool
 from mig.pool.timing import Timing
 from mig.trust import keys, links, store
-from omdiscd import addresses, node_id, ops, resources
+from omdiscd import addresses, by_hand, node_id, ops, resources
 from omdiscd.balancer import Balancer
+from omdiscd.by_hand import ByHand
 from omdiscd.control import Control
 from omdiscd.discovery import Discovery, clock
 from omdiscd.doors import Doors
@@ -47,6 +48,7 @@ from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
 from omdiscd.service import notify, reloading, watchdog
 from omdiscd.spawn import Spawner
+from omdiscd.steered import Steered
 from omdiscd.steering import Steering
 from omdiscd.switches import Switches
 from omdiscd.targets import Targets
@@ -108,14 +110,15 @@ class Daemon:
             self.balancer,
             self.events,
             self.discovery,
-            self.accept,
             self.reloader.reload,
         )
         self.doors = Doors(self._doors_changed)
         self.evictor = Evictor(self.mover, self.guests, self.targets, self.events)
         self.owner = Owner(config, self.sampler, self.guests, self.jobs, self.doors, self.evictor, self.events)
         self.balancer.shares.guest_weight = self.owner.share.unit
-        of_owner = OwnerOperations(self.owner, self.evictor, self.accept, self._keep_home)
+        self.by_hand = ByHand(config, self.doors, self.evictor, self.events, self.me, self.peers.coming)
+        self.peers.steer = Steered(self.by_hand, self.discovery.nodes).serve
+        of_owner = OwnerOperations(self.owner, self.evictor, self.by_hand, self._keep_home)
         self.control = Control(paths.CONTROL, operations.table() | of_owner.table() | self.steering.table())
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -198,14 +201,6 @@ class Daemon:
 
     # -- what parts tell each other -----------------------------------------------------------------------------------------------
 
-    def accept(self, on: bool, why_not: str) -> None:
-        """The administrator's word: take guests in or not."""
-        ops.remember_block(not on)
-        if on:
-            self.evictor.stop(ADMINISTRATOR)
-        self.doors.set(ADMINISTRATOR, why_not)
-        self.events.add("block" if not on else "noblock", home=self.me().name, reason=why_not)
-
     def _keep_home(self) -> None:
         self.switches.lstay = True
         self.switches.save()
@@ -263,12 +258,12 @@ def _identity(config: Config, interfaces: list[str], key: bool) -> tuple[NodeInf
         raise MigError(f"cannot use interface {', '.join(chosen)}: {e}", hint="see: ip address") from e
     if key and not chosen and (name := addresses.interface_of(addr)):
         chosen = [name]
-    blocked = ops.is_blocked() or not config.accept
+    blocked = by_hand.remembered(config)
     info = NodeInfo(
         id=config.id or node_id.stable(addr), name=config.name or platform.node() or addr, addr=addr, port=config.port,
         incarnation=time.time_ns() // 1_000_000, boot=node_id.boot(),
         speed=config.speed or resources.speed(), cpus=config.cpus or resources.cpus(),
-        accepting=not blocked, why_not="blocked by its administrator" if blocked else "", version=mig.__version__,
+        accepting=blocked is None, why_not=blocked.why if blocked else "", version=mig.__version__,
         fingerprint=store.make_identity(),
     )  # fmt: skip
     return info, chosen

@@ -64,8 +64,8 @@ def _run(args: argparse.Namespace) -> int:
     import asyncio
     import logging
 
+    from mig import logs
     from mig.config import load
-    from omdiscd import logs
     from omdiscd.app import Daemon
 
     logs.to_stderr(logging.DEBUG if args.debug else logging.INFO)

@@ -167,20 +167,20 @@ class Mover:
             busy=sum(p.busy for p in tree),
         )  # fmt: skip
 
-    async def obstacles(self, s: Subject, to: NodeInfo) -> tuple[list[str], ProcessFacts | None]:
-        """Everything that speaks against the move as far as this node can see, and the facts of a plain process."""
+    async def obstacles(self, s: Subject, to: NodeInfo, asker: int = 0) -> tuple[list[str], ProcessFacts | None]:
+        """Everything that speaks against the move as far as this node can see, and the facts of a plain process; ``asker``: who asks."""
         reasons = self.targets.against(to) if to.name != s.home else [r for r in self.targets.against(to) if "accept" not in r]
         if s.link is not None:
             return reasons, None
         try:
-            facts = await asyncio.to_thread(gather, s.pid)  # it reads hundreds of files of /proc: not in the loop
+            facts = await asyncio.to_thread(gather, s.pid, asker=asker)  # it reads hundreds of files of /proc: not in the loop
         except ProcessLookupError:
             raise BadInput(f"there is no process {s.pid}") from None
         return [*facts.reasons, *reasons], facts
 
-    async def plan(self, s: Subject, to: NodeInfo) -> dict[str, Any]:
+    async def plan(self, s: Subject, to: NodeInfo, asker: int = 0) -> dict[str, Any]:
         """What a move would do, without doing it: ``plan`` (steps in words), ``reasons`` against it, ``price`` per node."""
-        reasons, facts = await self.obstacles(s, to)
+        reasons, facts = await self.obstacles(s, to, asker)
         c = self.candidate(s.body, s.comm)
         steps = [f"process {s.home_pid} ({s.comm}) goes from {s.where} to {to.name} ({to.addr})"]
         if facts:
@@ -212,6 +212,7 @@ class Mover:
         auto: bool = False,
         memory: str = "auto",
         limit_bps: int = 0,
+        asker: int = 0,
     ) -> dict[str, Any]:
         """Move ``s`` to ``to``; ``frozen`` is the cgroup in which it already stands frozen, ``auto`` tells a balancer's order.
 
@@ -228,7 +229,7 @@ class Mover:
             )
         self.active[s.pid] = to.name, self.candidate(s.body, s.comm)
         try:
-            reasons, _ = await self.obstacles(s, to)
+            reasons, _ = await self.obstacles(s, to, asker)
             if reasons:
                 raise CannotMove(f"process {s.pid} ({s.comm}) cannot move to {to.name}; nothing was touched", reasons=reasons)
             order = move_order(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
-from mig import paths
 from mig.config import Config
 from mig.economy.efficiency import efficiency
 from mig.economy.price import NodeView
@@ -34,18 +32,18 @@ class Operations:
 
     def __init__(
         self, config: Config, targets: Targets, guests: Guests, mover: Mover, jobs: Jobs, balancer: Balancer, events: Events,
-        discovery: Discovery, accept: Callable[[bool, str], None], reload: Callable[[], list[str]],
+        discovery: Discovery, reload: Callable[[], list[str]],
     ) -> None:  # fmt: skip
         self.config, self.targets, self.guests, self.mover, self.jobs = config, targets, guests, mover, jobs
-        self.balancer, self.events_, self.discovery, self._accept, self._reload = balancer, events, discovery, accept, reload
+        self.balancer, self.events_, self.discovery, self._reload = balancer, events, discovery, reload
         self.starts = Starts(balancer)
 
     def table(self) -> dict[str, Handler]:
         """Handlers by op."""
         return {
             "status": self.status, "whois": self.whois, "guests": self.list_guests, "migrate": self.migrate, "job": self.job,
-            "block": self.block, "noblock": self.noblock, "lock": self.lock, "unlock": self.unlock, "why": self.why,
-            "events": self.events, "doctor": self.doctor, "reload": self.reload,
+            "lock": self.lock, "unlock": self.unlock, "why": self.why, "events": self.events, "doctor": self.doctor,
+            "reload": self.reload,
         }  # fmt: skip
 
     # -- looking ------------------------------------------------------------------------------------------------------------------
@@ -124,13 +122,16 @@ class Operations:
         s = self._subject(call)
         to = await self.mover.destination(s, r["to"])
         if r.get("dry_run"):
-            return {"result": await self.mover.plan(s, to)}
+            return {"result": await self.mover.plan(s, to, call.caller.pid)}
 
         async def progress(step: str, text: str) -> None:
             await call.item(step=step, text=text)
 
         reason = f"user {call.caller.uid} asked"
-        result = await self.mover.move(s, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps)
+        asker = call.caller.pid
+        result = await self.mover.move(
+            s, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps, asker=asker
+        )
         return {"result": result}
 
     async def job(self, call: Call) -> dict[str, Any]:
@@ -164,19 +165,6 @@ class Operations:
         if not (flags.get("best") or names):
             return None
         return await self.starts.choose(s.pid, names)
-
-    async def block(self, call: Call) -> dict[str, Any]:
-        """No new guests from now on."""
-        _only_root(call.caller, "block this node")
-        self._accept(False, "blocked by its administrator")
-        return {}
-
-    async def noblock(self, call: Call) -> dict[str, Any]:
-        """``{}`` -> ``{accepting, why_not}``: the administrator has nothing against guests any more; its owner still may have."""
-        _only_root(call.caller, "unblock this node")
-        self._accept(True, "")
-        me = self.targets.me()
-        return {"accepting": me.accepting, "why_not": me.why_not}
 
     async def reload(self, call: Call) -> dict[str, Any]:
         """``{}`` -> ``{said}``: configuration and keys are read again; what changed, and what waits for a restart."""
@@ -224,17 +212,3 @@ def _seconds(value: Any, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise BadInput(f"timeout {value!r} is not a number of seconds")
     return float(value)
-
-
-def remember_block(blocked: bool) -> None:
-    """Keep a block over a restart of omdiscd (not over a boot)."""
-    f = paths.RUN / "blocked"
-    if blocked:
-        f.write_text(f"{time.time():.0f}\n")
-    else:
-        f.unlink(missing_ok=True)
-
-
-def is_blocked() -> bool:
-    """Whether an earlier omdiscd of this boot was told to block."""
-    return (paths.RUN / "blocked").exists()

@@ -1,4 +1,4 @@
-"""The control socket's operations of the adaptive pool: tell the state, empty the node, bring our own guests home."""
+"""The control socket's operations of the adaptive pool: tell the state, block or empty a node, bring our own guests home."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from mig.errors import BadInput, CannotMove, MigError, NotPermitted
+from mig.model import NodeInfo
+from omdiscd import steered
+from omdiscd.by_hand import ByHand
 from omdiscd.control import Call, Handler
-from omdiscd.evict import ADMINISTRATOR, Evictor
+from omdiscd.evict import Evictor
 from omdiscd.guests import Link
 from omdiscd.owner import Owner
 
-_LOOK = 0.2
 _BRINGING = 3
 """Guests that come home at the same time."""
 
@@ -20,15 +22,13 @@ _BRINGING = 3
 class OwnerOperations:
     """The handlers; :meth:`table` maps them to their names on the wire."""
 
-    def __init__(
-        self, owner: Owner, evictor: Evictor, accept: Callable[[bool, str], None], keep_home: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, owner: Owner, evictor: Evictor, by_hand: ByHand, keep_home: Callable[[], None]) -> None:
         """``keep_home`` is told to let none of our own processes leave by itself (openMosix's lstay), before they are brought home."""
-        self.owner, self.evictor, self._accept, self._keep_home = owner, evictor, accept, keep_home
+        self.owner, self.evictor, self.by_hand, self._keep_home = owner, evictor, by_hand, keep_home
 
     def table(self) -> dict[str, Handler]:
         """Handlers by op."""
-        return {"pool": self.pool, "expel": self.expel, "bring": self.bring}
+        return {"pool": self.pool, "block": self.block, "noblock": self.noblock, "expel": self.expel, "bring": self.bring}
 
     async def pool(self, call: Call) -> dict[str, Any]:
         """``{}`` -> ``{pool}``: this node's membership, and who is logged in.  Others than root see only that somebody is."""
@@ -38,42 +38,33 @@ class OwnerOperations:
             report["why"] = report["why_not"]
         return {"pool": report}
 
-    async def expel(self, call: Call) -> dict[str, Any]:
-        """``{fast}`` -> items ``{pid, comm, home, outcome, to | reasons, left}``, then ``{moved}``: block, and wait until all have left.
+    async def block(self, call: Call) -> dict[str, Any]:
+        """``{node?}``: no new guests from now on; ``node``: there."""
+        _only_root(call, "block a node")
+        if (n := self._elsewhere(call)) is not None:
+            return await steered.ask(n, "block", call.item)
+        self.by_hand.block()
+        return {}
 
-        The node stays blocked, and goes on sending guests away, also if the caller does not wait.  Raises :class:`CannotMove` when some
-        stand frozen because nobody took them.
-        """
+    async def noblock(self, call: Call) -> dict[str, Any]:
+        """``{node?}`` -> ``{accepting, why_not}``: the administrator has nothing against guests any more; its owner still may have."""
+        _only_root(call, "unblock a node")
+        n = self._elsewhere(call)
+        return await steered.ask(n, "noblock", call.item) if n is not None else self.by_hand.noblock()
+
+    async def expel(self, call: Call) -> dict[str, Any]:
+        """``{fast, node?}`` -> see :meth:`ByHand.expel`."""
         _only_root(call, "expel guests")
-        fast = bool(call.request.get("fast"))
-        news: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.evictor.listeners.append(news.put_nowait)
-        moved = 0
-        frozen: dict[int, dict[str, Any]] = {}
-        try:
-            self._accept(False, "blocked by its administrator, who expels all guests")
-            self.evictor.start(ADMINISTRATOR, "its administrator expels all guests", fast=fast)
-            await call.item(left=self.evictor.running())
-            while not news.empty() or any(k.state and k.state.host_pid not in frozen for k in self.evictor.here()):
-                try:
-                    item = await asyncio.wait_for(news.get(), _LOOK)
-                except TimeoutError:
-                    continue
-                frozen.pop(item["here"], None)
-                if item["outcome"] == "arrived":
-                    moved += 1
-                else:
-                    frozen[item["here"]] = item
-                await call.item(**item, left=self.evictor.running())
-        finally:
-            self.evictor.listeners.remove(news.put_nowait)
-        if frozen:
-            raise CannotMove(
-                f"{moved} guests have left; {len(frozen)} could not and stand frozen here, nothing of them is lost",
-                reasons=[f"{i['pid']} ({i['comm']}) of {i['home']}: {'; '.join(i['reasons'])}" for i in frozen.values()],
-                hint="they leave as soon as anybody takes them, or go on here after mosctl noblock",
-            )
-        return {"moved": moved}
+        fast, n = bool(call.request.get("fast")), self._elsewhere(call)
+        return await (steered.ask(n, "expel", call.item, fast=fast) if n is not None else self.by_hand.expel(call.item, fast=fast))
+
+    def _elsewhere(self, call: Call) -> NodeInfo | None:
+        """The other node that is meant; None: this one."""
+        name, targets = call.request.get("node"), self.evictor.targets
+        if name in (None, ""):
+            return None
+        n = targets.find(str(name))
+        return None if n.id == targets.me().id else n
 
     async def bring(self, call: Call) -> dict[str, Any]:
         """``{}`` -> items ``{pid, comm, from, outcome, reasons?, left}``, then ``{moved}``: all guests whose home is here come home."""

@@ -29,6 +29,7 @@ from omdiscd.spawn import Spawner
 log = logging.getLogger(__name__)
 
 Order = Callable[[socket.socket, dict[str, Any]], Awaitable[None]]
+Steer = Callable[[socket.socket, dict[str, Any], Peer], Awaitable[None]]
 
 _IDLE = 30.0
 """Seconds between two requests on one connection."""
@@ -49,6 +50,8 @@ class PeerServer:
         self.places = Places(config.sample_s, config.transfers, config.starts)
         self.order: Order | None = None
         """Who serves the orders of nodes on which guests of ours run."""
+        self.steer: Steer | None = None
+        """Who serves what root of another node wants of this one."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
 
@@ -95,6 +98,11 @@ class PeerServer:
         k, mem = self.places.hidden(self.sampler.table.runnable_of, but=but)
         return dataclasses.replace(self.sampler.live(), guests=self.guests.hosted()), k, mem
 
+    def coming(self) -> bool:
+        """Whether a guest is on its way here, or runs here and its keeper has not been heard yet."""
+        self.live()
+        return any(not p.pid for p in self.places.arriving.values()) or any(k.state is None for k in self.guests.keepers())
+
     async def _meet(self, conn: socket.socket, source: str) -> None:
         self._greeting += 1
         try:
@@ -116,6 +124,9 @@ class PeerServer:
                     return
                 if m.get("op") == "order" and self.order is not None:
                     await self.order(conn, m)
+                    return
+                if m.get("op") == "steer" and self.steer is not None:
+                    await self.steer(conn, m, peer)
                     return
                 await wire.asend(conn, **self._answer(m))
         except (EOFError, TimeoutError):

@@ -19,8 +19,8 @@ from omdiscd.seal import Seal
 log = logging.getLogger(__name__)
 
 LIVE = frozenset({
-    "mem_total", "sample_s", "allow_uids", "allow_gids", "allow_root_guests", "allow_from", "max_guests", "max_memory", "auto",
-    "never", "balance_s", "min_age_s", "rest_s", "transfers", "move_timeout_s",
+    "mem_total", "sample_s", "allow_uids", "allow_gids", "allow_root_guests", "allow_from", "remote_orders", "max_guests", "max_memory",
+    "auto", "never", "balance_s", "min_age_s", "rest_s", "transfers", "move_timeout_s",
 })  # fmt: skip
 """Keys whose value is looked up whenever it is needed."""
 

@@ -61,10 +61,13 @@ def cpus() -> float:
     return n
 
 
-def memory(limit: int = 0, taken: int = 0) -> tuple[int, int]:
-    """Total and free bytes: of the machine, less where a cgroup or ``limit`` says so; ``taken``: of the limit, by our processes."""
+def memory(limit: int = 0, taken: int = 0) -> tuple[int, int, int]:
+    """Total, free and unused bytes: of the machine, less where a cgroup or ``limit`` says so; ``taken``: of the limit, by our processes.
+
+    Free is what the kernel would give to a program, caches that it would drop included; unused is what nobody has.
+    """
     m = psutil.virtual_memory()
-    total, free = int(m.total), int(m.available)
+    total, free, unused = int(m.total), int(m.available), int(m.free)
     v2, v1 = own_cgroup(""), own_cgroup("memory")
     for bound, used in (
         (_number(v2, "memory.max"), _number(v2, "memory.current")),
@@ -74,7 +77,7 @@ def memory(limit: int = 0, taken: int = 0) -> tuple[int, int]:
             total, free = min(total, bound), min(free, max(0, bound - used))
     if limit and limit < total:
         total, free = limit, max(0, min(free, limit - taken))
-    return total, free
+    return total, free, min(unused, free)
 
 
 class CpuUse:

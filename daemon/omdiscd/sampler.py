@@ -31,7 +31,7 @@ class Sampler:
         self.guests: Callable[[], set[int]] = set
         """Pids of guests that run here, which are below helpers and yet load."""
         self._use = resources.CpuUse()
-        self.info.mem_total, self.info.mem_free = resources.memory(config.mem_total)
+        self.info.mem_total, self.info.mem_free, self.info.mem_unused = resources.memory(config.mem_total)
         self.table.look(time.monotonic())
 
     async def run(self) -> None:
@@ -51,7 +51,7 @@ class Sampler:
         if not self.quiet:
             self.loads.sample(self.runnable)
         taken = sum(p.rss for p in self.table.processes.values()) if self.config.mem_total else 0
-        self.info.mem_total, self.info.mem_free = resources.memory(self.config.mem_total, taken)
+        self.info.mem_total, self.info.mem_free, self.info.mem_unused = resources.memory(self.config.mem_total, taken)
         self.publish()
 
     def _ours(self) -> set[int]:

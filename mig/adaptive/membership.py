@@ -100,6 +100,7 @@ class Membership:
     last_sign: float = -math.inf
     """When the owner was last seen to be there."""
     _begun: bool = field(default=False, repr=False)
+    _there: bool = field(default=False, repr=False)
 
     def counted(self, sessions: tuple[Session, ...]) -> list[Session]:
         """The sessions that matter to the rules."""
@@ -112,6 +113,7 @@ class Membership:
         """The facts of a moment; call it whenever something may have changed, and each second."""
         private, public = self._sign(f)
         first, self._begun = not self._begun, True
+        self._there = bool(private)
         if first:
             self.since = f.now
         if first or self.state is State.IN:
@@ -137,7 +139,7 @@ class Membership:
 
     def rejoins_in(self, now: float) -> float | None:
         """Seconds until it is back if nobody shows up; None when it is in the pool, or when somebody is there now."""
-        if self.state is State.IN or self.last_sign >= now:
+        if self.state is State.IN or self._there:
             return None
         return max(0.0, self.last_sign + self.rules.rejoin.seconds - now)
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from mig import paths, wire
+from mig import logs, paths, wire
 from mig.agent import holding, home_locks
 from mig.agent.deputy_link import DeputyLink
 from mig.agent.externals import Externals
@@ -143,7 +143,8 @@ class Agent:
 
         def progress(step: str) -> None:
             self._trail["step"] = step
-            log.info("move %s: process %d (%s) %s -> %s, step %s", self._trail["mid"], self.pid, self.facts.comm, here, to.name, step)
+            logs.about(self._trail["mid"])
+            log.info("process %d (%s) %s -> %s, step %s", self.pid, self.facts.comm, here, to.name, step)
             text = f"{self.facts.comm} ({self.pid}) {here} -> {to.name}: {step}"
             self._tasks.spawn(reply({"op": "progress", "id": ident, "step": step, "text": text}))
 

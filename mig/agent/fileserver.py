@@ -7,14 +7,13 @@ The token is read from ``--token-fd``.  ``--control-fd`` is a connected unix str
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import socket
 import threading
 from typing import Any
 
-from mig import wire
+from mig import logs, wire
 from mig.errors import BadInput, MigError
 from mig.homefs.locks import allow_interrupts
 from mig.homefs.protocol import TOKEN_SIZE
@@ -77,7 +76,8 @@ def main() -> None:
     args = parser.parse_args()
     libc.pdeathsig()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's, meant for the guest
-    logging.basicConfig(level=logging.INFO, format="fileserver %(levelname)s %(message)s")
+    logs.to_stderr(who="file server")
+    logs.about("")  # it outlasts the move for which it was started
     allow_interrupts()
     with os.fdopen(args.token_fd, "rb") as f:
         server = HomeServer(f.read(TOKEN_SIZE), args.root, secure=None if args.bare else lambda s: links.answer(s)[0])

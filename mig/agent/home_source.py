@@ -6,6 +6,7 @@ Implements :class:`mig.migration.runner.Actions`.  Undo of every step leaves the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import random
@@ -143,7 +144,10 @@ class HomeSource(SourceBase):
         self.captured = True
         if self.held is None:
             self.group.create()
-            self.old_groups = {p: g for p in procfs.tree(self.pid) if (g := cgroup.of(p)) != self.group.path}
+            for p in procfs.tree(self.pid):
+                with contextlib.suppress(ProcessLookupError):  # a member that ended meanwhile
+                    if (g := cgroup.of(p)) != self.group.path:
+                        self.old_groups[p] = g
             self.journal.write(CAPTURED, groups=[(p, str(g)) for p, g in self.old_groups.items()])
             self.group.capture(lambda: procfs.tree(self.pid))
 
@@ -167,7 +171,7 @@ class HomeSource(SourceBase):
                         target = os.readlink(fd.path)
                         if not target.startswith("/") or target.startswith("/dev/"):
                             out.add(target)
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue  # a member that ended meanwhile
         return out
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import os
 import sys
 
-from mig import paths
+from mig import logs, paths
 from mig.errors import MigError
 from mig.kernel.cgroup import leave_unit
 from mig.migration import faults
@@ -24,7 +23,8 @@ def main() -> int:
     what.add_argument("--recover", metavar="MOVE", help="a move that its agent left unfinished")
     p.add_argument("--faults", action="store_true", help="named fault points may be switched on (tests)")
     a = p.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.to_stderr(who=f"agent {a.pid}" if a.pid else "recovery")
+    logs.about(a.recover or "")
     faults.enabled = a.faults or os.environ.get("MIG_FAULTS") == "1"
     leave_unit()
     paths.make_run_dirs()

@@ -13,6 +13,7 @@ import os
 import random
 from typing import TYPE_CHECKING, Any
 
+from mig import logs
 from mig.agent import home_locks
 from mig.cell import locks
 from mig.criu import images
@@ -38,6 +39,7 @@ class HostSource(SourceBase):
     def __init__(self, keeper: Keeper, dest: Destination, request: dict[str, Any], memory: tuple[str, int] = ("auto", 0)) -> None:
         assert keeper.house is not None and keeper.guest is not None
         super().__init__(str(request["mid"]), dest, keeper.house.cell.guest_cgroup, keeper.facts, keeper.guest.pid)
+        logs.about(self.mid)
         self.keeper, self.request = keeper, request
         self.wanted = memory
         self.house, self.proxies = keeper.house, keeper.proxies

@@ -26,7 +26,7 @@ from typing import Any
 
 import msgpack
 
-from mig import paths, wire
+from mig import logs, paths, wire
 from mig.agent import workdir
 from mig.agent.watchers import Reply, Watchers
 from mig.cell.cell import Exited, Stopped
@@ -527,13 +527,14 @@ def main() -> int:
     p.add_argument("--conn", type=int, required=True, help="descriptor of the source's connection")
     p.add_argument("--request", type=int, required=True, help="descriptor with the prepare message")
     a = p.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     faults.enabled = os.environ.get("MIG_FAULTS") == "1"
     leave_unit()
     paths.make_run_dirs()
     with os.fdopen(a.request, "rb") as f:
         f.seek(0)
         request = msgpack.unpackb(f.read(), raw=False, strict_map_key=False)
+    logs.to_stderr(who=f"keeper {request['facts']['pid']}")
+    logs.about(str(request["mid"]))
     conn = socket.socket(fileno=a.conn)
     os.set_inheritable(a.conn, False)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -133,6 +133,8 @@ class _Look:
             pids |= {e.pid, *e.threads}
             if not (self.img / f"core-{e.pid}.img").exists() and e.pid:
                 self._no(f"process {e.pid} without an image")
+        if not pids:
+            self._no("no process")
         return pids
 
     def _inventory(self) -> Any:
@@ -177,7 +179,10 @@ class _Look:
 
     def _files(self, exes: set[int], pids: set[int]) -> None:
         kinds = {v: k for k, v in layout.image("fdinfo").fd_types.items()}
-        for e in self._entries("files", "fdinfo", "file_entry"):
+        entries = self._entries("files", "fdinfo", "file_entry")
+        if exes - {e.reg.id for e in entries if kinds.get(e.type) == "REG"}:
+            self._no("a program that is not among its files")
+        for e in entries:
             kind = kinds.get(e.type, str(e.type))
             if kind not in _FILES:
                 self._no(f"an open file of kind {kind}")

@@ -62,6 +62,8 @@ def read_entries(path: Path, cls: Any) -> tuple[bytes, list[Any]]:
     """The magic words and all entries of an image, as messages of class ``cls``; raises ``ValueError`` when it is cut short."""
     data = path.read_bytes()
     size = 4 if data[:4] == struct.pack("<I", layout.magic("INVENTORY")) else _MAGIC_BYTES  # the one image with a single magic word
+    if len(data) < size:
+        raise ValueError(f"{path} is cut short: {len(data)} bytes")
     return data[:size], _entries(path, data, size, cls)
 
 

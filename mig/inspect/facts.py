@@ -26,7 +26,9 @@ _LOOKS = 8
 """Looks at a tree that forks all the time, and about which something is found, before that is believed."""
 
 
-def gather(pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None = None, ignore: Collection[int] = ()) -> ProcessFacts:
+def gather(
+    pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None = None, ignore: Collection[int] = (), asker: int = 0
+) -> ProcessFacts:
     """The facts of ``pid`` and its descendants, with every reason against a move.
 
     ``pid`` is a number of our own pid namespace.  At home (``guest=False``) that is also the number in the facts.  A keeper asks about
@@ -35,12 +37,13 @@ def gather(pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None 
     ``tty`` if the id of the terminal is not the next free one) to their external ids.
 
     ``ignore``: processes outside of the tree that do not count as holders, such as our own helpers that have duplicates of descriptors.
+    ``asker``: pid of whoever asks for the move; it is named if it is in the tree, and what it has open is not.
 
     Raises ``ProcessLookupError`` when there is no such process.
     """
     for _ in range(_LOOKS):
         before = procfs.tree(pid)
-        facts = _look(pid, guest, known_pipes or {}, ignore)
+        facts = _look(pid, guest, known_pipes or {}, ignore, asker)
         # a child that was born in between passes for a stranger, and one that has not called exec yet has its parent's memory
         facts.passing = bool(facts.reasons) and (facts.passing or procfs.tree(pid) != before)
         if not facts.passing:
@@ -48,8 +51,8 @@ def gather(pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None 
     return facts
 
 
-def _look(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]) -> ProcessFacts:
-    scene, seen = _scene(pid, guest, known, ignore)
+def _look(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int], asker: int) -> ProcessFacts:
+    scene, seen = _scene(pid, guest, known, ignore, asker)
     outer, status = list(seen), list(seen.values())
     externals = [*_pipes(scene, known), *_terminal(scene, outer, known)]
     st = procfs.stat(pid)
@@ -76,12 +79,15 @@ def _look(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int])
         age_s=time.clock_gettime(time.CLOCK_BOOTTIME) - st.start / TICKS,
         externals=externals,
         shared_files=_shared_files(scene),
+        privileges=[f"{m.comm} ({m.pid}): {p}" for m, (o, s) in zip(scene.members, seen.items(), strict=True) for p in _privileges(o, s)],
         reasons=cannot_move(scene),
         passing=any(m.borrows_memory_of for m in scene.members),
     )
 
 
-def _scene(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]) -> tuple[Scene, dict[int, procfs.Status]]:
+def _scene(
+    pid: int, guest: bool, known: dict[str, int], ignore: Collection[int], asker: int
+) -> tuple[Scene, dict[int, procfs.Status]]:
     """What is to be judged, and the status of each member by its number in our own pid namespace."""
     members = []
     outer: dict[int, procfs.Status] = {}
@@ -103,7 +109,7 @@ def _scene(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]
     if guest:
         return Scene(tree, mounts=mounts, hugetlbfs=huge, guest=True, known_pipes=known), outer
     around = Around(tree, ignore)
-    return Scene(tree, around.held, around.same, around.mapped, mounts, huge), outer
+    return Scene(tree, around.held, around.same, around.mapped, mounts, huge, asker=asker), outer
 
 
 def _mounts(pid: int) -> tuple[frozenset[int] | None, tuple[str, ...]]:
@@ -162,6 +168,21 @@ def _cpu(pids: list[int]) -> float:
             continue
         total += st.utime + st.stime
     return total / TICKS
+
+
+def _privileges(pid: int, status: procfs.Status) -> list[str]:
+    """What an ordinary user could not have given the process."""
+    out = [f"capabilities ({k})" for k in ("CapInh", "CapPrm", "CapEff", "CapAmb") if int(status.fields.get(k, "0"), 16)]
+    try:
+        if (nice := procfs.stat(pid).nice) < 0:
+            out.append(f"nice value {nice}")
+        if (policy := os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK) not in (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE):
+            out.append(f"real-time scheduling (class {policy})")
+        if (adj := procfs.oom_score_adj(pid)) < 0:
+            out.append(f"it would be spared when memory runs out (oom_score_adj {adj})")
+    except (ProcessLookupError, PermissionError):
+        pass  # it has ended; or it may not be looked into, which is a reason already
+    return out
 
 
 def _pipes(scene: Scene, known: dict[str, int]) -> list[External]:

@@ -54,6 +54,11 @@ KINDS: dict[str, Kind] = {
         "choose another process",
         "Daemons, home agents, keepers and CRIU workers belong to the node that they serve.",
     ),
+    "asker": Kind(
+        "{who} is the command that asks for the move, and would be moved itself",
+        "ask from another shell",
+        "A process moves with all its descendants, and no command can wait for its own move. What it has open is not told.",
+    ),
     "deputy": Kind(
         "{who} is the deputy of a guest that runs on another node",
         "bring that guest home first (migrate {pid} home); if its agent does not answer, see mosps and /run/mig/log",

@@ -85,6 +85,9 @@ def sentence(o: Obstacle, fds: list[int]) -> str:
 def obstacles(scene: Scene) -> Iterator[Obstacle]:
     """Every obstacle found, one per process and descriptor."""
     for m in scene.members:
+        if m.pid == scene.asker:
+            yield Obstacle("asker", m)
+            continue
         about_process = list(_process(scene, m))
         yield from about_process
         if any(o.kind in ("kernel-thread", "init") for o in about_process):

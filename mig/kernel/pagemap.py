@@ -49,9 +49,10 @@ def scan(
 
     Raises ``OSError``: ENOTTY where the kernel has no PAGEMAP_SCAN.
     """
-    vec = (ctypes.c_uint64 * (3 * _REGIONS))()
+    regions = min(_REGIONS, max(1, (end - start) // PAGE))
+    vec = (ctypes.c_uint64 * (3 * regions))()
     while start < end:
-        a = _Scan(ctypes.sizeof(_Scan), flags, start, end, 0, ctypes.addressof(vec), _REGIONS, 0, inverted, mask, anyof, returned)
+        a = _Scan(ctypes.sizeof(_Scan), flags, start, end, 0, ctypes.addressof(vec), regions, 0, inverted, mask, anyof, returned)
         n = _libc.ioctl(fd, PAGEMAP_SCAN, ctypes.byref(a))
         if n < 0:
             e = ctypes.get_errno()

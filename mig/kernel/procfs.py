@@ -146,6 +146,11 @@ def cmdline(pid: int) -> list[bytes]:
     return b.removesuffix(b"\0").split(b"\0") if b else []
 
 
+def oom_score_adj(pid: int) -> int:
+    """-1000 (never killed when memory runs out) to 1000 (first)."""
+    return int(_read(pid, "oom_score_adj"))
+
+
 def threads(pid: int) -> list[int]:
     """Thread ids, the leader first, as they are now."""
     with _of(pid):

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mig import wire
+from mig import logs, wire
 from mig.kernel import libc
 from mig.memory import guardian
 from mig.memory.eventlog import EventLog
@@ -212,7 +212,7 @@ class Process:
 
 def main() -> None:
     """Run one pager."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s pager: %(message)s", stream=sys.stderr)
+    logs.to_stderr(who="pager")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     libc.set_name("mig-pager")
     faults.enabled = os.environ.get("MIG_FAULTS") == "1"

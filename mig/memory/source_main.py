@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Any
 
-from mig import wire
+from mig import logs, wire
 from mig.kernel import libc, pagemap
 from mig.memory import frames, precopy
 from mig.memory.frames import PAGE, Kind, Range
@@ -323,7 +323,7 @@ def _readable(s: socket.socket) -> bool:
 
 def main() -> None:
     """Serve until the parent has had enough."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s page source: %(message)s", stream=sys.stderr)
+    logs.to_stderr(who="page source")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     libc.pdeathsig()
     faults.enabled = os.environ.get("MIG_FAULTS") == "1"

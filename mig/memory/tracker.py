@@ -26,6 +26,8 @@ BATCH = 256 << 10
 """Bytes read from the process at a time: the unit of packing."""
 PIECES = 256
 """Ranges read at a time (IOV_MAX is 1024)."""
+NEAR = 8
+"""Ranges that lie within so many times their size are asked about in one call."""
 O_DIRECT = 0o40000
 
 
@@ -87,7 +89,10 @@ class WriteTracker:
     # -- while they run ---------------------------------------------------------------------------------------------------------
 
     def rounds(self) -> Rounds:
-        """See :meth:`mig.memory.precopy.Tracker.rounds`.  Raises ``OSError`` of the connection."""
+        """See :meth:`mig.memory.precopy.Tracker.rounds`.  Raises ``OSError`` of the connection.
+
+        Sizes, by which rounds are judged, are what was found written; what was written again before its turn came is not sent.
+        """
         began = time.monotonic()
         while not self._stop.is_set():
             found = self._scan()
@@ -114,15 +119,20 @@ class WriteTracker:
     def _send(self, index: int, ranges: list[tuple[int, int]]) -> None:
         pid, sent = self._pids[index], self._sent[index]
         for batch in batches(ranges):
-            if self._stop.is_set():
-                return
             at = 0
-            for start, end in self._read(pid, batch):
+            for start, end in self._read(pid, self._worth_sending(index, batch)):
+                if self._stop.is_set():
+                    return
                 for zero, a, b in split_zero(self._view[at : at + end - start]):
                     if not zero:
                         self._store(index, start + a, self._view[at + a : at + b])
                         sent.add(start + a, start + b)
                 at += end - start
+
+    def _worth_sending(self, index: int, batch: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Without what was written again since the scan: it has to go once more anyway, so that a page in steady use is never sent here."""
+        spans = [(batch[0][0], batch[-1][1])] if batch[-1][1] - batch[0][0] <= NEAR * BATCH else batch
+        return intersect(batch, [piece for start, end in spans for piece in self._writes[index].still(start, end)])
 
     def _store(self, index: int, addr: int, contents: memoryview) -> None:
         n = self._sink.store(index, addr, contents)
@@ -136,6 +146,8 @@ class WriteTracker:
         local = _Iovec(ctypes.addressof(self._buffer), BATCH)
         remote = (_Iovec * len(batch))(*[_Iovec(start, end - start) for start, end in batch])
         total = sum(end - start for start, end in batch)
+        if not total:
+            return batch
         n = libc.process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(batch), 0)
         if n == total:
             return batch

@@ -114,6 +114,11 @@ class Writes:
             out += ((a, b) for a, b, _ in found)
         return join(out)
 
+    def still(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The pages of ``[start, end)`` that are there and were not written since they were protected, zero pages too."""
+        found = pagemap.scan(self._pagemap, start, end, inverted=_WRITTEN, mask=_TRACKED | _WRITTEN, anyof=_THERE, returned=0)
+        return [(a, b) for a, b, _ in found]
+
     def close(self) -> None:
         """Stop tracking: the kernel clears its bits, 20-39 ms/GiB, in which the process runs on.  Idempotent."""
         for fd in (self._pagemap, self.fd):

@@ -16,7 +16,9 @@ ALIVE, SUSPECT, DEAD, LEFT, STALLED = range(5)
 NAMES = ("alive", "suspect", "dead", "left", "suspect")
 
 ACCEPTING = 1
-"""Bit of ``Load.flags``; bits 1 and 2 are the pool state (0 unknown, 1 in, 2 leaving, 3 out)."""
+"""Bit of ``Load.flags``; bits 1 and 2 are the pool state (0 unknown, 1 in, 2 leaving, 3 out), bits 3 to 7 the memory that nothing uses."""
+UNUSED_SHIFT, UNUSED_STEPS = 3, 30
+"""0 there: not told; n: (n - 1)/30 of the node's memory.  A picture needs no more, and no sample grows by it."""
 
 
 class Load(NamedTuple):

@@ -9,7 +9,7 @@ import dataclasses
 from array import array
 
 from mig.model import NodeInfo
-from mig.pool.message import ACCEPTING, ALIVE, NAMES, SUSPECT, Load, Sample
+from mig.pool.message import ACCEPTING, ALIVE, NAMES, SUSPECT, UNUSED_SHIFT, UNUSED_STEPS, Load, Sample
 from mig.pool.suspicion import Suspicion
 
 POOL_STATES = ("", "in", "leaving", "out")
@@ -122,14 +122,21 @@ class Table:
         return dataclasses.replace(
             r, state=state, age_s=age, load=round(load.load, 3), mem_free=load.mem_free, guests=load.guests,
             accepting=bool(load.flags & ACCEPTING), pool=POOL_STATES[load.flags >> 1 & 3], psi_cpu=_percent(load.psi_cpu),
-            psi_mem=_percent(load.psi_mem), incarnation=self.incarnations[node],
+            psi_mem=_percent(load.psi_mem), mem_unused=_unused(load.flags, r.mem_total), incarnation=self.incarnations[node],
         )  # fmt: skip
 
 
 def load_of(n: NodeInfo) -> Load:
     """The changing part of our own entry."""
     flags = (ACCEPTING if n.accepting else 0) | (POOL_STATES.index(n.pool) if n.pool in POOL_STATES else 0) << 1
+    if n.mem_unused >= 0 and n.mem_total > 0:
+        flags |= 1 + min(round(n.mem_unused / n.mem_total * UNUSED_STEPS), UNUSED_STEPS) << UNUSED_SHIFT
     return Load(n.load, n.mem_free, n.guests, flags, _byte(n.psi_cpu), _byte(n.psi_mem))
+
+
+def _unused(flags: int, total: int) -> int:
+    steps = flags >> UNUSED_SHIFT
+    return total * (steps - 1) // UNUSED_STEPS if steps else -1
 
 
 def _percent(b: int) -> float:

@@ -210,7 +210,7 @@ def test_who_cannot_be_taken_by_anybody_stands_frozen_and_goes_on_afterwards(des
         assert s.answer() == 42
         desk.wait_for(lambda: row(desk, s.pid)["state"] == "running", what="home knows")
         r = desk.run("n2", "mosctl expel")
-        assert r.returncode == 3 and "stand frozen here, nothing of them is lost" in r.stderr
+        assert r.returncode == 3 and "stand frozen on n2, nothing of them is lost" in r.stderr
         desk.wait_for(lambda: row(desk, s.pid)["state"] == "frozen", what="home knows")
         desk.run("n2", "kill -9 $(pgrep -f '[s]ervant.py' | tail -1)", check=True)  # what kept it; it is tried again by itself
         desk.wait_for(lambda: where(desk, s.pid) != "n2", 30, "it has left")

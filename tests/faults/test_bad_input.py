@@ -140,8 +140,17 @@ def test_users_that_a_node_does_not_take(own_lab: Callable[..., LabUnderTest]) -
     before = state(lab, pid)
     Refusals(lab)(3, "migrate", pid, "n2", says=["n2 takes no process of user 0", "n2 takes no process of group 0"])
     assert state(lab, pid) == before
+    urgent = lab.spawn(HOME, ["sleep", "1000"], 1000)
+    lab.run(HOME, ["renice", "-n", "-5", "-p", str(urgent)], check=True)
+    Refusals(lab)(3, "migrate", urgent, "n2", says=["n2 takes no process with privileges", "nice value -5"])
+    assert "step freeze" not in lab.path(HOME, f"/run/mig/log/agent-{urgent}.log").read_text(), "it was not even stopped"
     own = lab.spawn(HOME, ["sleep", "1000"], 1000)
     assert lab.run(HOME, ["migrate", str(own), "n2"]).returncode == 0
+
+
+def test_the_command_that_asks_is_named(lab: LabUnderTest) -> None:
+    r = lab.run(HOME, "migrate $$ n2; exit $?")
+    assert r.returncode == 3 and "the command that asks for the move" in r.stderr and "socket" not in r.stderr
 
 
 @pytest.mark.parametrize(
@@ -225,7 +234,7 @@ def test_mosctl_and_mosps(lab: LabUnderTest, refused: Refusals) -> None:
         refused(2, "mosctl", verb, 0, says=["0"])
         refused(2, "mosctl", verb, "abc", says=["abc"])
         refused(2, "mosctl", verb)
-    for verb in ("status", "whois", "isup", "getload", "getspeed"):
+    for verb in ("status", "whois", "isup", "getload", "getspeed", "getmem", "getfree", "getutil"):
         refused(2, "mosctl", verb, "nowhere", says=["nowhere"])
     refused(2, "mosctl", "no-such-verb")
     refused(2, "mosctl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import random
@@ -174,24 +173,20 @@ def test_a_deleted_file_that_is_a_device_or_set_id_is_refused(img: Path, agreed:
     assert "deleted file" in objections(img, agreed)[0]
 
 
-def test_damaged_images_are_refused_and_never_raise(guest: Guest, agreed: Agreement, tmp_path: Path) -> None:
-    """Single bytes flipped, files cut short or missing: an answer every time, and mostly an objection."""
+@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
+def test_damaged_images_never_raise_and_lost_pieces_are_refused(guest: Guest, agreed: Agreement, tmp_path: Path, damage: str) -> None:
+    """A flipped bit may lie where it grants nothing; an image cut short or emptied lacks something that must be there."""
     chance = random.Random(20)
-    refused = 0
-    for i in range(60):
+    for i in range(40):
         img = Path(shutil.copytree(guest.images, tmp_path / str(i)))
         looked_at = [p for p in img.glob("*.img") if p.name.startswith(("core", "files", "mm", "pstree", "inventory", "ids"))]
         path = chance.choice(looked_at)
         data = bytearray(path.read_bytes())
-        match i % 3:
-            case 0:
-                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-            case 1:
-                del data[chance.randrange(4, len(data)) :]
-            case 2:
-                data = bytearray()
+        if damage == "flipped":
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        else:
+            del data[chance.randrange(len(data)) if damage == "cut" else 0 :]
         path.write_bytes(data)
-        refused += bool(objections(img, agreed))
-        with contextlib.suppress(OSError):
-            shutil.rmtree(img)
-    assert refused >= 35
+        found = objections(img, agreed)
+        assert found or damage == "flipped" or path.name == "files.img", (path.name, len(data))
+        shutil.rmtree(img)

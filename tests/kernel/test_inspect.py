@@ -55,6 +55,22 @@ def reasons_of(code: str, **options: Any) -> list[str]:
         return gather(p.pid).reasons
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("os.setgroups([]); os.setgid(1000); os.setuid(1000)", []),
+        ("os.nice(-5); os.setgroups([]); os.setgid(1000); os.setuid(1000)", ["nice value -5"]),
+        ("os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1)); os.setgid(1000); os.setuid(1000)", ["real-time scheduling (class 2)"]),
+        ("open('/proc/self/oom_score_adj', 'w').write('17'); os.nice(5); os.setgid(1000); os.setuid(1000)", []),
+        ("libc.prctl(8, 1, 0, 0, 0); os.setgid(1000); os.setuid(1000)", ["CapPrm"]),  # PR_SET_KEEPCAPS
+    ],
+)
+def test_privileges(code: str, told: list[str]) -> None:
+    with running(f"os.setpriority(os.PRIO_PROCESS, 0, 0); {code}") as p:
+        said = gather(p.pid).privileges
+        assert len(said) == len(told) and all(f"ready ({p.pid}): " in s and t in s for s, t in zip(said, told, strict=True)), said
+
+
 def test_a_plain_process() -> None:
     with running("m = bytearray(20 << 20)") as p:
         f = gather(p.pid)

@@ -173,6 +173,22 @@ def test_it_stops_when_told_and_keeps_to_its_bound(guests: Guests, run: Callable
     assert g.ask("all").endswith("wrong=0")
 
 
+def test_what_is_written_again_before_its_turn_is_not_sent(guests: Guests, run: Callable[..., Run]) -> None:
+    def one_round(hot: int) -> int:
+        g = run(guests.verify, "-m", 16, "-w", hot, "-p", 1000)
+        g.line()
+        tracker = WriteTracker([process(g.pid)], Store(), Policy(max_rounds=1), bytes_per_s=16 * MIB)
+        try:
+            sent = tracker.rounds().bytes
+        finally:
+            tracker.close()
+        assert g.ask("all").endswith("wrong=0")
+        return sent
+
+    few, many = one_round(1), one_round(12)
+    assert few > many + 4 * MIB, (few, many)
+
+
 def test_a_killed_tracker_leaves_no_trace(guests: Guests, run: Callable[..., Run]) -> None:
     g = run(guests.churn, "-m", 16, "-t", 2, "-n")
     g.line()

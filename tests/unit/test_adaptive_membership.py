@@ -39,6 +39,7 @@ def test_sessions_are_counted_and_the_timer_begins_with_the_last_logout() -> Non
     m.step(Facts(1.0, (ANN, BOB)))
     m.step(Facts(2.0, (ANN, BOB)))
     assert m.state is State.OUT and m.rejoins_in(2.0) is None
+    assert m.rejoins_in(2.9) is None, "between two looks he is there as well"
     assert "bob" in m.why and "1 more" in m.why
     assert m.step(Facts(500.0, (ANN,))) == [Shut("out: somebody is logged in by sshd")], "one is left"
     assert m.step(Facts(501.0)) == [] and m.rejoins_in(501.0) == pytest.approx(59.0)

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from omdiscd import event_words, logs, pool_events
+from omdiscd import event_words, pool_events
 from omdiscd.events import Events
 from omdiscd.pool_events import PoolEvents
 from omtools import events as tool
 
+from mig import logs
 from mig.model import NodeInfo
 
 MOVE: dict[str, Any] = {
@@ -94,6 +97,21 @@ def test_the_journal_gets_severities_and_no_time(tmp_path: Path, monkeypatch: py
     assert not logs.journal_reads(987654)
     record = logging.LogRecord("x", logging.WARNING, "f", 1, "one\ntwo", (), None)
     assert logs.JournalFormatter().format(record) == "<4>one\n<4>two"
+
+
+def test_helpers_name_themselves_and_the_move_and_are_no_flood(tmp_path: Path) -> None:
+    code = (
+        "import logging, os; from mig import logs; logs.to_stderr(who='agent 7'); log = logging.getLogger('x')\n"
+        "log.info('%d before', 1); logs.about('1-7-99'); log.warning('a %s', 'b'); log.info('move 1-7-99 is told once')\n"
+        "for i in range(300): log.info('again')\n"
+        "os.system('echo child $MIG_MOVE >&2'); logs.about(''); log.info('after')"
+    )
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "MIG_MOVE": ""})
+    said = [line.split(" ", 2)[2] if line[0].isdigit() else line for line in r.stderr.splitlines()]
+    assert said == [
+        "INFO agent 7: 1 before", "WARNING agent 7: move 1-7-99: a b", "INFO agent 7: move 1-7-99 is told once",
+        *["INFO agent 7: move 1-7-99: again"] * logs.MOST_OF_HELPERS, "child 1-7-99", "INFO agent 7: after",
+    ]  # fmt: skip
 
 
 # -- of the pool ------------------------------------------------------------------------------------------------------------------

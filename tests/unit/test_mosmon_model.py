@@ -8,7 +8,7 @@ import pytest
 from omtools.mosmon import chart, tables
 from omtools.mosmon.canvas import ASCII, UTF8, Canvas, Glyphs, Style
 from omtools.mosmon.chart import Layout, Quantity
-from omtools.mosmon.model import Model, Order, Quit, Snapshot, View
+from omtools.mosmon.model import HELP, Model, Order, Quit, Snapshot, View
 
 
 def node(name: str, **k: Any) -> dict[str, Any]:
@@ -87,9 +87,29 @@ def test_speed_shows_the_cpus() -> None:
     assert "8" in "\n".join(drawn([node("a", speed=2.0, cpus=8)], Quantity.SPEED, Layout.TIGHT)[:-1])
 
 
+def test_raw_memory_counts_caches_as_used() -> None:
+    of = {"mem_total": 10 << 30, "mem_free": 9 << 30}
+    nodes = [node("a", mem_unused=3 << 30, **of), node("b", mem_unused=0, **of), node("c", mem_unused=-1, **of), node("d", **of)]
+    lines = drawn(nodes, Quantity.RAW_MEMORY, Layout.TIGHT, height=13)
+    assert heights(lines) == [7, 10] and "".join(lines).count("?") == 2, "who does not tell is not drawn full"
+
+
 def test_utilizability_falls_with_memory_pressure() -> None:
     lines = drawn([node("a"), node("b", psi_mem=50.0)], Quantity.UTILIZABILITY, Layout.TIGHT, height=12)
     assert heights(lines) == [10, 5]
+
+
+def test_one_that_does_not_answer_is_not_shown_as_idle() -> None:
+    assert "?" in "".join(drawn([node("a", state="suspect", load=1.0), node("b")], Quantity.LOAD, Layout.TIGHT))
+
+
+def test_what_is_said_at_the_foot_and_in_the_help_fits_80_columns() -> None:
+    m = model(pool(3))
+    for keys in ("c", "p", "n", "e", "?"):
+        press(m, keys)
+        assert "…" not in m.render(80, 24).lines()[-1]
+    lines = HELP.splitlines()
+    assert max(map(len, lines)) <= 79 and len(lines) <= 23
 
 
 def test_dead_nodes_say_so() -> None:
@@ -254,13 +274,13 @@ def test_locking_and_unlocking() -> None:
     assert press(m, "K")[0].op == "unlock"
 
 
-def test_expelling_asks_first_and_is_the_own_node_s_business() -> None:
-    m = model(pool(2))
-    assert press(m, "n", "X") == [] and "(y/n)" in text(m)
+def test_expelling_asks_first_and_means_the_selected_node() -> None:
+    m = model(Snapshot([node("n1"), node("n2", id=2), node("n3", id=3, accepting=False)], me="n1"))
+    assert press(m, "n", "X") == [] and "expel all guests from n1" in text(m)
     assert press(m, "n") == []
-    (order,) = press(m, "X", "y")
-    assert order.op == "expel"
-    assert press(m, "down", "X") == [] and "run mosctl expel on n2" in text(m)
+    (order,) = press(m, "down", "X", "y")
+    assert (order.op, order.args) == ("expel", {"node": "2"})
+    assert [(o.op, o.args) for o in press(m, "B", "down", "B")] == [("block", {"node": "2"}), ("noblock", {"node": "3"})]
 
 
 def test_keys_on_an_empty_table_do_nothing() -> None:

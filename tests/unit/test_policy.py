@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 
@@ -238,6 +239,14 @@ def test_root_only_where_allowed() -> None:
     root = facts(uid=0, uids=[0], gids=[0, 4])
     assert admit(root, HOME, ME, Config(), hosted=0, reserved_mem=0)
     assert admit(root, HOME, ME, Config(allow_root_guests=True), hosted=0, reserved_mem=0) == []
+
+
+def test_privileges_are_refused_before_anything_is_sent() -> None:
+    p = facts(privileges=[f"make ({i}): nice value -5" for i in range(9)])
+    (said,) = admit(p, HOME, ME, Config(), hosted=0, reserved_mem=0)
+    assert "make (0): nice value -5" in said and "and 6 more" in said
+    assert admit(p, HOME, ME, Config(allow_root_guests=True), hosted=0, reserved_mem=0) == []
+    assert len(admit(dataclasses.replace(p, uid=0), HOME, ME, Config(), hosted=0, reserved_mem=0)) == 1, "root has them all"
 
 
 def test_home_always_takes_its_own_back() -> None:

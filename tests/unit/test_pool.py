@@ -15,6 +15,7 @@ from mig.model import NodeInfo
 from mig.pool import wire
 from mig.pool.message import ACCEPTING, HELLO, NEWS, Digest, Load, Message, Rumor, Sample
 from mig.pool.suspicion import duration
+from mig.pool.table import load_of
 from mig.pool.timing import Timing, memberlist
 
 LAN = Timing()
@@ -347,6 +348,19 @@ def test_an_older_record_has_defaults() -> None:
 def test_nonsense_is_refused(body: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         wire.decode({"v": 2, "f": 1, **body})
+
+
+@pytest.mark.parametrize(("unused", "total"), [(-1, 100 << 20), (0, 1 << 34), (5 << 30, 1 << 34), (1 << 34, 1 << 34), (1, 0)])
+def test_unused_memory_is_told_to_a_thirtieth_beside_the_other_flags(unused: int, total: int) -> None:
+    w = world(2)
+    me = dataclasses.replace(w.nodes[1].me, mem_total=total, mem_unused=unused, accepting=False, pool="leaving")
+    w.nodes[1].me = w.nodes[2].members.table.records[1] = me
+    load = load_of(me)
+    (sample,) = through(Message(NEWS, sender=1, loads=[(0, [Sample(1, 1, load)])])).loads[0][1]
+    w.nodes[2].members.table.samples[1] = sample
+    n = seen(w, 2, 1)
+    assert (n.accepting, n.pool) == (False, "leaving")
+    assert n.mem_unused == -1 if unused < 0 or not total else abs(n.mem_unused - unused) <= total / 60 + 1
 
 
 def test_accepting_is_the_first_flag() -> None:

@@ -124,7 +124,7 @@ def test_a_mapping_that_cannot_move(kind: str, v: Mapping) -> None:
 
 
 def test_every_kind_has_a_case_here() -> None:
-    tried = {c[0] for c in (*PROCESS, *FILES, *MAPPINGS)} | {"foreign-session"}
+    tried = {c[0] for c in (*PROCESS, *FILES, *MAPPINGS)} | {"foreign-session", "asker"}
     assert tried == set(KINDS)
 
 
@@ -195,6 +195,13 @@ def test_one_sentence_names_process_descriptors_and_remedy() -> None:
         "job (100) has a TCP socket (10.0.0.1:5000 to 10.0.0.2:80) open as descriptors 3, 7: "
         "close its network connections, or wait until it has none"
     )
+
+
+def test_who_asks_is_named_and_what_he_has_open_is_not() -> None:
+    migrate = member(101, comm="migrate", ppid=100, files=(unix(3, 9, 10),))
+    assert found(scene_of(member(), migrate)) == ["unix-peer"]
+    assert found(scene_of(member(), migrate, asker=101)) == ["asker"]
+    assert found(scene_of(member(), asker=101)) == []
 
 
 def test_every_reason_of_several_processes_is_listed() -> None:

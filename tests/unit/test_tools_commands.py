@@ -209,6 +209,8 @@ def test_mosctl_status_table_and_json(pool: type[Daemon], capsys: Captured) -> N
         (["getload"], 0, "0.50\n"),
         (["getload", "n2"], 0, "1.25\n"),
         (["getspeed", "--json"], 0, "1.0\n"),
+        (["getutil"], 0, "100.00\n"),
+        (["getfree"], 0, "-1\n"),
     ],
 )
 def test_mosctl_small_questions(pool: type[Daemon], capsys: Captured, argv: list[str], status: int, out: str) -> None:
@@ -227,6 +229,10 @@ def test_mosctl_unknown_node(pool: type[Daemon], capsys: Captured, verb: str) ->
     [
         (["block"], ("block", {})),
         (["noblock"], ("noblock", {})),
+        (["block", "n2"], ("block", {"node": "n2"})),
+        (["noblock", "n2", "--json"], ("noblock", {"node": "n2"})),
+        (["expel"], ("expel", {"fast": False})),
+        (["expel", "n2", "--fast"], ("expel", {"fast": True, "node": "n2"})),
         (["lock", "42"], ("lock", {"pid": 42})),
         (["unlock", "42", "--json"], ("unlock", {"pid": 42})),
         (["stay"], ("switch", {"name": "stay", "on": True})),

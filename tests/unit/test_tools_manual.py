@@ -51,8 +51,9 @@ def mospam_main(argv: list[str]) -> int:
 
 
 VERBS = [
-    "status", "whois", "isup", "getload", "getspeed", "block", "noblock", "lock", "unlock", "why", "setspeed", "stay", "nostay", "lstay",
-    "nolstay", "quiet", "noquiet", "mask", "events", "pool", "expel", "bring", "pam", "doctor", "key", "reload", "completion",
+    "status", "whois", "isup", "getload", "getspeed", "getmem", "getfree", "getutil", "block", "noblock", "lock", "unlock",
+    "why", "setspeed", "stay", "nostay", "lstay", "nolstay",
+    "quiet", "noquiet", "mask", "events", "pool", "expel", "bring", "pam", "doctor", "key", "reload", "completion",
 ]  # fmt: skip
 TOOLS = {
     "migrate": lambda: help_of(migrate.main),

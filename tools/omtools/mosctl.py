@@ -17,8 +17,8 @@ EXIT_CODES = """exit status:
   7 no omdiscd answers on this machine"""
 
 STATUS_KEYS = ("id", "name", "addr", "state", "speed", "cpus", "load", "mem_total", "mem_free", "guests", "accepting", "age_s", "version")
-MACHINE_KEYS = ("why_not", "pool", "psi_cpu", "psi_mem", "swap_total", "kernel", "cpu", "criu")
-"""What --json has beside them: pressures in per cent of the last 10 s, -1 where the kernel counts none."""
+MACHINE_KEYS = ("mem_unused", "why_not", "pool", "psi_cpu", "psi_mem", "swap_total", "kernel", "cpu", "criu")
+"""What --json has beside them: pressures in per cent of the last 10 s, -1 where the kernel counts none; -1 for memory that is not told."""
 
 STATUS_COLUMNS: tuple[output.Column, ...] = (
     ("NAME", "<", lambda n: f"{n['name']}{'*' if n.get('self') else ''}"),
@@ -58,8 +58,11 @@ def parser() -> argparse.ArgumentParser:
     verb("isup", _isup, "tell whether a node is up: prints yes or no; exit status 0 or 1", node)
     verb("getload", _getload, "print a node's load, in processes per standard CPU", node)
     verb("getspeed", _getspeed, "print a node's speed, relative to a standard CPU", node)
-    verb("block", _block, "let no more guests come to this node; those that are here stay")
-    verb("noblock", _noblock, "let guests come to this node again")
+    verb("getmem", _getmem, "print the bytes that a node can give to programs", node)
+    verb("getfree", _getfree, "print the bytes of a node's memory that nothing uses, not even caches; -1: it does not tell", node)
+    verb("getutil", _getutil, "print a node's utilizability: per cent of the last 10 s not lost to waiting for memory", node)
+    verb("block", _block, "let no more guests come to a node; those that are there stay", node)
+    verb("noblock", _noblock, "let guests come to a node again", node)
     verb("lock", _lock, "let a process not be moved by itself; migrate still moves it", pid)
     verb("unlock", _unlock, "let a process be moved again", pid)
     mosctl_economy.add_verbs(verb)
@@ -137,16 +140,29 @@ def _isup(a: argparse.Namespace) -> int:
 
 
 def _getload(a: argparse.Namespace) -> int:
-    return _number(a, "load")
+    return _number(a, lambda n: float(n["load"]))
 
 
 def _getspeed(a: argparse.Namespace) -> int:
-    return _number(a, "speed")
+    return _number(a, lambda n: float(n["speed"]))
 
 
-def _number(a: argparse.Namespace, key: str) -> int:
+def _getmem(a: argparse.Namespace) -> int:
+    return _number(a, lambda n: int(n["mem_free"]))
+
+
+def _getfree(a: argparse.Namespace) -> int:
+    return _number(a, lambda n: int(n.get("mem_unused", -1)))
+
+
+def _getutil(a: argparse.Namespace) -> int:
+    return _number(a, lambda n: 100.0 - max(0.0, float(n.get("psi_mem") or 0.0)))
+
+
+def _number(a: argparse.Namespace, value: Callable[[dict[str, Any]], float]) -> int:
     for n in _nodes(a.node, here=True):
-        output.print_json(n[key]) if a.json else print(f"{n[key]:.2f}")
+        v = value(n)
+        output.print_json(v) if a.json else print(v if isinstance(v, int) else f"{v:.2f}")
     return 0
 
 
@@ -160,16 +176,22 @@ def _switch(a: argparse.Namespace, op: str, said: str, **args: Any) -> int:
 
 
 def _block(a: argparse.Namespace) -> int:
-    return _switch(a, "block", "no more guests come to this node")
+    return _switch(a, "block", f"no more guests come to {a.node or 'this node'}", **_there(a))
 
 
 def _noblock(a: argparse.Namespace) -> int:
-    answer = _call("noblock")
+    answer = _call("noblock", **_there(a))
     if a.json:
         output.print_json({"accepting": answer.get("accepting", True), "why_not": answer.get("why_not", "")})
     else:
-        print("guests may come to this node" if answer.get("accepting", True) else f"it is not blocked any more, but {answer['why_not']}")
+        where = a.node or "this node"
+        open_ = answer.get("accepting", True)
+        print(f"guests may come to {where}" if open_ else f"{where} is not blocked any more, but {answer['why_not']}")
     return 0
+
+
+def _there(a: argparse.Namespace) -> dict[str, str]:
+    return {"node": a.node} if a.node else {}
 
 
 def _lock(a: argparse.Namespace) -> int:

@@ -29,7 +29,8 @@ def add_verbs(verb: Add) -> None:
     """Add them to mosctl's parser by its ``verb``."""
     verb("pool", _pool, "tell whether this node is in the pool, why not, who is logged in, and when it is back")
     verb(
-        "expel", _expel, "let no more guests come to this node, and wait until all that are here have left",
+        "expel", _expel, "let no more guests come to a node, and wait until all that are there have left",
+        ("node", {"metavar": "NODE", "nargs": "?", "help": "a node's name, id or address (default: this node)"}),
         ("--fast", {"action": "store_true", "help": "all home at once, without asking who would be best: the machine is about to go down"}),
     )  # fmt: skip
     verb("bring", _bring, "bring all guests whose home is this node back home, and wait for them")
@@ -54,7 +55,7 @@ def _pool(a: argparse.Namespace) -> int:
         print(f"  back in the pool in {p['rejoins_in_s']:.0f} s, if nobody shows up")
     if p["idle_s"] is not None and p["leave_on"] != "never":
         print(f"  last touched {p['idle_s']:.0f} s ago")
-    print(f"  {p['guests']} guests run here" + (f", {p['guest_share']}" if p["guest_share"] else ""))
+    print(f"  {p['guests']} guest{' runs' if p['guests'] == 1 else 's run'} here" + (f", {p['guest_share']}" if p["guest_share"] else ""))
     for g in p["frozen"]:
         print(f"  frozen: {g['pid']} ({g['comm']}) of {g['home']}: {'; '.join(g['reasons']) or 'nobody has taken it yet'}")
     if p["sessions"]:
@@ -125,8 +126,9 @@ def _expel(a: argparse.Namespace) -> int:
         where = f"went to {i['to']}" if i["outcome"] == "arrived" else f"stands frozen: {'; '.join(i['reasons'])}"
         return f"{i['pid']} ({i['comm']}) of {i['home']} {where}"
 
-    left = "the node stays blocked and goes on sending its guests away; `mosctl noblock` ends that, `mosctl pool` shows it"
-    return _follow("expel", words, left, json=a.json, fast=a.fast)
+    where, there = (a.node, f" {a.node}") if a.node else ("the node", "")
+    left = f"{where} stays blocked and goes on sending its guests away; `mosctl noblock{there}` ends that"
+    return _follow("expel", words, left, json=a.json, fast=a.fast, **({"node": a.node} if a.node else {}))
 
 
 def _bring(a: argparse.Namespace) -> int:
@@ -138,8 +140,12 @@ def _bring(a: argparse.Namespace) -> int:
                 return f"{i['pid']} ({i['comm']}) has ended, or is home already"
         return f"{i['pid']} ({i['comm']}) stays on {i['from']}: {'; '.join(i['reasons'])}"
 
-    left = "guests that are on their way arrive, the others stay where they are; mosps shows them"
-    return _follow("bring", words, left, json=a.json)
+    lstay = "this node's own processes do not leave by themselves any more; `mosctl nolstay` ends that"
+    left = f"guests that are on their way arrive, the others stay where they are; mosps shows them\n  ({lstay})"
+    status = _follow("bring", words, left, json=a.json)
+    if not a.json:
+        print(f"({lstay})", file=sys.stderr)
+    return status
 
 
 def _pam(a: argparse.Namespace) -> int:

@@ -111,6 +111,9 @@ def parse(args: list[str]) -> Options:
         if word == "--":
             break
         letters = word[1:]
+        if letters.isdigit():
+            given["node"] = letters  # openMosix's way to name a node
+            continue
         while letters:
             letter, letters = letters[0], letters[1:]
             if letter in SWITCHES:

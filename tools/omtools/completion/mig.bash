@@ -12,6 +12,9 @@ declare -gA _mig_options=(
     ['mosctl isup']='-h --help --json'
     ['mosctl getload']='-h --help --json'
     ['mosctl getspeed']='-h --help --json'
+    ['mosctl getmem']='-h --help --json'
+    ['mosctl getfree']='-h --help --json'
+    ['mosctl getutil']='-h --help --json'
     ['mosctl block']='-h --help --json'
     ['mosctl noblock']='-h --help --json'
     ['mosctl lock']='-h --help --json'
@@ -67,11 +70,17 @@ declare -gA _mig_places=(
     ['mosctl isup']=node
     ['mosctl getload']=node
     ['mosctl getspeed']=node
+    ['mosctl getmem']=node
+    ['mosctl getfree']=node
+    ['mosctl getutil']=node
+    ['mosctl block']=node
+    ['mosctl noblock']=node
     ['mosctl lock']=process
     ['mosctl unlock']=process
     ['mosctl why']=process
     ['mosctl setspeed']=none
     ['mosctl mask']='process nodes'
+    ['mosctl expel']=node
     ['mosctl pam']='words:install,remove,show file*'
     ['mosctl key']='words:new,show,install,use,drop file'
     ['mosctl completion']=words:bash,zsh,fish,nodes,processes
@@ -86,7 +95,7 @@ declare -gA _mig_places=(
     ['moslab heal']=node
 )
 declare -gA _mig_verbs=(
-    [mosctl]='status whois isup getload getspeed block noblock lock unlock why setspeed stay nostay lstay nolstay quiet noquiet mask events pool expel bring pam doctor key reload completion'
+    [mosctl]='status whois isup getload getspeed getmem getfree getutil block noblock lock unlock why setspeed stay nostay lstay nolstay quiet noquiet mask events pool expel bring pam doctor key reload completion'
     [moslab]='up run spawn start restart-daemon kill cut heal status down'
 )
 

@@ -62,8 +62,11 @@ _mig_mosctl() {
         'isup:tell whether a node is up: prints yes or no; exit status 0 or 1'
         'getload:print a node'\''s load, in processes per standard CPU'
         'getspeed:print a node'\''s speed, relative to a standard CPU'
-        'block:let no more guests come to this node; those that are here stay'
-        'noblock:let guests come to this node again'
+        'getmem:print the bytes that a node can give to programs'
+        'getfree:print the bytes of a node'\''s memory that nothing uses, not even caches; -1: it does not tell'
+        'getutil:print a node'\''s utilizability: per cent of the last 10 s not lost to waiting for memory'
+        'block:let no more guests come to a node; those that are there stay'
+        'noblock:let guests come to a node again'
         'lock:let a process not be moved by itself; migrate still moves it'
         'unlock:let a process be moved again'
         'why:tell what each node would cost a process, and why it stays or goes'
@@ -77,7 +80,7 @@ _mig_mosctl() {
         'mask:name the only nodes on which a process may run; it is not moved now'
         'events:show what moved where and why, the latest last'
         'pool:tell whether this node is in the pool, why not, who is logged in, and when it is back'
-        'expel:let no more guests come to this node, and wait until all that are here have left'
+        'expel:let no more guests come to a node, and wait until all that are there have left'
         'bring:bring all guests whose home is this node back home, and wait for them'
         'pam:install, remove or show the line by which PAM tells omdiscd of logins'
         'doctor:tell what this machine can and cannot do, each line with its remedy; exit status 1 if something fails'
@@ -126,16 +129,36 @@ _mig_mosctl() {
                         '(-h --help)--help[show this help message and exit]' \
                         '--json[print JSON]' \
                         '1::NODE:_mig_nodes' ;;
+                getmem)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' \
+                        '1::NODE:_mig_nodes' ;;
+                getfree)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' \
+                        '1::NODE:_mig_nodes' ;;
+                getutil)
+                    _arguments \
+                        '(-h --help)-h[show this help message and exit]' \
+                        '(-h --help)--help[show this help message and exit]' \
+                        '--json[print JSON]' \
+                        '1::NODE:_mig_nodes' ;;
                 block)
                     _arguments \
                         '(-h --help)-h[show this help message and exit]' \
                         '(-h --help)--help[show this help message and exit]' \
-                        '--json[print JSON]' ;;
+                        '--json[print JSON]' \
+                        '1::NODE:_mig_nodes' ;;
                 noblock)
                     _arguments \
                         '(-h --help)-h[show this help message and exit]' \
                         '(-h --help)--help[show this help message and exit]' \
-                        '--json[print JSON]' ;;
+                        '--json[print JSON]' \
+                        '1::NODE:_mig_nodes' ;;
                 lock)
                     _arguments \
                         '(-h --help)-h[show this help message and exit]' \
@@ -215,7 +238,8 @@ _mig_mosctl() {
                         '(-h --help)-h[show this help message and exit]' \
                         '(-h --help)--help[show this help message and exit]' \
                         '--fast[all home at once, without asking who would be best\: the machine is about to go down]' \
-                        '--json[print JSON]' ;;
+                        '--json[print JSON]' \
+                        '1::NODE:_mig_nodes' ;;
                 bring)
                     _arguments \
                         '(-h --help)-h[show this help message and exit]' \

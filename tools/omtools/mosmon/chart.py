@@ -69,7 +69,8 @@ def bar_of(n: Node, q: Quantity, label: str) -> Bar:
     """The bar of one node."""
     state = str(n.get("state", "alive"))
     if state != "alive":
-        return Bar(label, 0, 0, Style.WARN if state == "suspect" else Style.BAD, dead=state != "suspect")
+        suspect = state == "suspect"
+        return Bar(label, 0, 0, Style.WARN if suspect else Style.BAD, note="?" if suspect else "", dead=not suspect)
     total = float(n.get("mem_total", 0))
     style = Style.OWN if n.get("self") else Style.GOOD if n.get("accepting", True) else Style.WARN
     match q:
@@ -81,7 +82,10 @@ def bar_of(n: Node, q: Quantity, label: str) -> Bar:
         case Quantity.MEMORY:
             return Bar(label, total - float(n.get("mem_free", 0)), total, style)
         case Quantity.RAW_MEMORY:
-            return Bar(label, total - float(n.get("mem_unused") or n.get("mem_free") or 0), total, style)
+            unused = float(n.get("mem_unused", -1))
+            if unused < 0:
+                return Bar(label, 0, 0, Style.DIM, note="?")  # a node of an older version
+            return Bar(label, total - unused, total, style)
         case Quantity.UTILIZABILITY:
             return Bar(label, 100.0 - max(0.0, float(n.get("psi_mem") or 0.0)), 0, style)
 

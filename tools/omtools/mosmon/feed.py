@@ -72,6 +72,8 @@ class Feed:
                     if reply.get("more"):
                         if reply.get("text"):
                             self.news.put((str(reply["text"]), Style.PLAIN))
+                        elif reply.get("left"):
+                            self.news.put((f"{o.doing}: {reply['left']} to go", Style.PLAIN))
                         continue
                     pause = (reply.get("result") or {}).get("pause_ms")
                     if pause is not None:

@@ -18,9 +18,10 @@ mosmon shows the pool: a bar, or a row, for each node.
  chart       l load          L load, log scale     s speed and CPUs
              m memory        r raw memory          u utilizability
              w wide  v vertical  V tight  a automatic numbering
-             d dead nodes on, off      t totals on, off      left, right: other nodes
+             d dead nodes on, off   t totals on, off   left, right: other nodes
  views       c chart   p processes   n nodes   e events   Tab the next one
- tables      up, down, PgUp, PgDn, Home, End   < > sort by another column   R reverse
+ tables      up, down, PgUp, PgDn, Home, End: another row
+             < > sort by another column    R backwards
              / filter: rows with all of these words; Enter keeps, Esc drops it
  processes   Enter or M  move the selected one to a node, 'home' or 'balance'
              H  send it home        K  lock it, or unlock it
@@ -29,7 +30,8 @@ mosmon shows the pool: a bar, or a row, for each node.
  any time    ? help   q quit
 
 A load of 1 is 100 % of a standard CPU (speed 1).  Your own node is the bright
-one, with a * in tables; yellow ones accept no guests."""
+one, with a * in tables; yellow ones accept no guests, ? is one that does not
+answer now."""
 
 
 class View(Enum):
@@ -215,21 +217,17 @@ class Model:
         return []
 
     def _node_key(self, key: str, n: Row) -> list[Action]:
-        name = str(n["name"])
-        here = name == self.snapshot.me
-        if key in ("X", "B") and not here:
-            verb = "expel" if key == "X" else "block"
-            self.say(f"each node decides for itself: run mosctl {verb} on {name}", Style.WARN)
-        elif key == "X":
+        name, there = str(n["name"]), {"node": str(n["id"])}  # names need not be unique
+        if key == "X":
 
             def expel(yes: str) -> list[Action]:
-                return [Order("expel", {}, f"expelling all guests from {name}", f"no guest is left on {name}")] if yes == "y" else []
+                return [Order("expel", there, f"expelling all guests from {name}", f"no guest is left on {name}")] if yes == "y" else []
 
             self.prompt = Prompt(f"expel all guests from {name}, and let no more come? (y/n) ", expel, yes_no=True)
         elif key == "B":
             if n.get("accepting", True):
-                return [Order("block", {}, f"blocking {name}", f"no more guests come to {name}")]
-            return [Order("noblock", {}, f"unblocking {name}", f"guests may come to {name}")]
+                return [Order("block", there, f"blocking {name}", f"no more guests come to {name}")]
+            return [Order("noblock", there, f"unblocking {name}", f"{name} is not blocked any more")]
         return []
 
     def _ask_filter(self) -> None:
@@ -344,7 +342,7 @@ class Model:
             canvas.put(y, 0, cut(f" {self.snapshot.error}; trying again", canvas.width, self.glyphs), Style.BAD)
         else:
             keys = {
-                View.CHART: "l load  s speed  m memory  u util  d dead  t totals  p processes  n nodes  e events  q quit",
+                View.CHART: "l load  s speed  m memory  t totals  p processes  n nodes  e events  q quit",
                 View.PROCESSES: "Enter move  H home  K lock  / filter  < > R sort  c chart  q quit",
                 View.NODES: "X expel  B block  / filter  < > R sort  c chart  q quit",
                 View.EVENTS: "/ filter  < > R sort  c chart  q quit",

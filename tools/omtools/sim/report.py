@@ -176,7 +176,7 @@ def plot(table: Table) -> str:
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 70}" height="{height}" font-family="sans-serif" font-size="13">',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{left}" y="20">mean slowdown in workload A, round robin = 1 (grey: bounds, figures of the paper)</text>',
+        '<text x="20" y="20">mean slowdown in workload A, round robin = 1 (grey: bounds, figures of the paper)</text>',
     ]
     for i, (name, value) in enumerate(bars):
         y = 34 + i * step

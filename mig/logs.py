@@ -1,4 +1,6 @@
-"""omdiscd's log on standard error: for the journal where that reads it, else with the time; and never a flood.
+"""The log of omdiscd and its helpers on standard error: for the journal where that reads it, else with the time; and never a flood.
+
+A line is an event.  Those of a helper say what it is, and the number of the move that it is about.
 
 systemd tells a service by ``JOURNAL_STREAM`` which descriptor its journal reads (systemd.exec(5)); lines there begin with their severity as
 ``<3>`` to ``<7>`` (sd-daemon(3)), and the journal adds the time.
@@ -16,17 +18,38 @@ from dataclasses import dataclass, field
 MOST = 30
 """Lines of one kind (of one place in the source) in :data:`PERIOD`; more are counted only.  More: nothing is missed; cost: a peer or user
 who makes us complain fills the disk."""
+MOST_OF_HELPERS = 100
+"""The same for a helper, which has a dozen steps of each move to tell."""
 PERIOD = 10.0
 
+_MOVE = "MIG_MOVE"
 _SEVERITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
-def to_stderr(level: int) -> None:
-    """Set the log of this process up."""
+def to_stderr(level: int = logging.INFO, who: str = "") -> None:
+    """Set the log of this process up.  ``who``: which helper it is."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JournalFormatter() if journal_reads(2) else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.addFilter(RateFilter(Rates(), time.monotonic))
+    begin = f"{who}: " if who else ""
+    file = logging.Formatter(f"%(asctime)s %(levelname)s {begin}%(message)s")
+    handler.setFormatter(JournalFormatter(f"{begin}%(message)s") if journal_reads(2) else file)
+    handler.addFilter(RateFilter(Rates(MOST_OF_HELPERS if who else MOST), time.monotonic))
+    handler.addFilter(_marked)
     logging.basicConfig(level=level, handlers=[handler])
+
+
+def about(move: str) -> None:
+    """What is logged from now on, here and by helpers that are started from here, is about this move; "": about none."""
+    if move:
+        os.environ[_MOVE] = move
+    else:
+        os.environ.pop(_MOVE, None)
+
+
+def _marked(record: logging.LogRecord) -> bool:
+    move = os.environ.get(_MOVE, "")
+    if move and move not in (text := record.getMessage()):
+        record.msg, record.args = f"move {move}: {text}", ()
+    return True
 
 
 def journal_reads(fd: int) -> bool:

@@ -1,0 +1,88 @@
+"""Who blocked a node, and who may open it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from omdiscd import by_hand
+from omdiscd.by_hand import Block, ByHand
+from omdiscd.doors import Doors
+from omdiscd.events import Events
+
+from mig import paths
+from mig.config import Config
+from mig.errors import NotPermitted
+from mig.model import NodeInfo
+
+ME = NodeInfo(2, "n2", "10.0.0.2")
+
+
+class Emptying:
+    """Counts who does not want it empty any more."""
+
+    def __init__(self) -> None:
+        self.stopped: list[str] = []
+
+    def stop(self, who: str) -> None:
+        self.stopped.append(who)
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ByHand:
+    monkeypatch.setattr(paths, "RUN", tmp_path)
+    return made()
+
+
+def made(**config: Any) -> ByHand:
+    return ByHand(Config(**config), Doors(lambda open_, why: None), cast("Any", Emptying()), Events(), lambda: ME, lambda: False)
+
+
+def test_a_block_that_was_typed_here_is_opened_here_only(node: ByHand) -> None:
+    node.block()
+    node.block("n1")
+    assert node.doors.why == "blocked by its administrator"
+    with pytest.raises(NotPermitted, match="on n2 itself"):
+        node.noblock("n1")
+    assert node.doors.why and not cast("Any", node.evictor).stopped
+    node.noblock()
+    assert not node.doors.why and cast("Any", node.evictor).stopped
+
+
+@pytest.mark.parametrize("by", ["", "n1", "n3"])
+def test_one_from_elsewhere_is_opened_from_anywhere(node: ByHand, by: str) -> None:
+    node.block("n1")
+    assert node.doors.why == "blocked by root of n1"
+    node.noblock(by)
+    assert not node.doors.why and by_hand.remembered(node.config) is None
+
+
+def test_typing_it_here_as_well_makes_it_ours(node: ByHand) -> None:
+    node.block("n1")
+    node.block()
+    with pytest.raises(NotPermitted):
+        node.noblock("n1")
+
+
+@pytest.mark.parametrize("by", ["", "n1"])
+def test_it_is_remembered_with_who_it_was(node: ByHand, by: str) -> None:
+    node.block(by)
+    assert made().blocked == Block(by)
+
+
+def test_the_configuration_s_word_is_the_administrator_s(node: ByHand) -> None:
+    assert by_hand.remembered(Config(accept=False)) == Block()
+
+
+@pytest.mark.parametrize(
+    ("config", "may"),
+    [({}, True), ({"remote_orders": False}, False), ({"allow_from": ("n1",)}, True), ({"allow_from": ("10.1.0.0/16", "n3")}, False)],
+)
+def test_who_may_order(node: ByHand, config: dict[str, Any], may: bool) -> None:
+    asker, there = NodeInfo(1, "n1", "10.0.0.1"), made(**config)
+    if may:
+        there.permit(asker)
+    else:
+        with pytest.raises(NotPermitted, match="n2 takes no orders"):
+            there.permit(asker)
