@@ -73,6 +73,7 @@ class External(Mapped):
     dir: str = "r"  # pipe: r | w, seen from the guest; tty: rw
     holders: list[list[int]] = field(default_factory=list)  # [pid, fd] pairs inside the tree
     shared: bool = False  # others at home read from it too: input is passed on only when the guest asks for it
+    alone: bool = False  # pipe: nobody outside of the tree was seen to hold either end
     index: int = -1  # tty: N of /dev/pts/N
     termios: list[Any] = field(default_factory=list)  # tty: as termios.tcgetattr, control characters as ints or bytes
     winsize: bytes = b""  # tty: struct winsize

@@ -158,7 +158,8 @@ class HomeSource(SourceBase):
             again = gather(self.pid)
             if again.reasons:
                 raise Changed("it changed while the move was prepared", reasons=again.reasons)
-            if {e.key for e in again.externals} - known:
+            # a new pipe was made by the tree itself; if nobody else has it, its other end was closed: it travels in the images
+            if {e.key for e in again.externals if not e.alone} - known:
                 raise Changed("it opened a pipe or terminal shared with others while the move was prepared")
 
     def _special(self) -> set[str]:

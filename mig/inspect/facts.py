@@ -205,7 +205,7 @@ def _pipes(scene: Scene, known: dict[str, int]) -> list[External]:
         if direction == "rw":
             continue  # both ends are inside; those that others hold too are among the reasons
         shared = direction == "r" and any("r" in h.access for h in others)
-        out.append(External(known.get(target, len(out)), "pipe", target, direction, inside, shared))
+        out.append(External(known.get(target, len(out)), "pipe", target, direction, inside, shared, alone=not others))
     return out
 
 
