@@ -16,7 +16,9 @@ class Mapped:
 
     @classmethod
     def from_map(cls, m: dict[str, Any]) -> Self:
-        """Build from a map of field values; raises ``TypeError`` when a field without default is missing."""
+        """Build from a map of field values; raises ``TypeError`` for what is no map, and when a field without default is missing."""
+        if not isinstance(m, dict):
+            raise TypeError(f"{cls.__name__}: {type(m).__name__} instead of a map")
         names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # every user of the mixin is a dataclass
         return cls(**{k: v for k, v in m.items() if k in names})
 

@@ -55,8 +55,8 @@ class Balancer:
             await asyncio.sleep(self.config.balance_s * self._rng.uniform(0.8, 1.2))
             self.jobs.sweep()
             self.candidates.forget()
-            if self.config.age_shares:
-                await asyncio.to_thread(self.shares.apply, self.shares.wanted())
+            if self.config.age_shares and ((wanted := self.shares.wanted()) or self.shares.used):
+                await asyncio.to_thread(self.shares.apply, wanted)
             if self.config.auto != "none" and not self.switches.quiet:
                 await self.balance()
 
@@ -79,8 +79,11 @@ class Balancer:
         most = min(manager.MOVES, self.config.transfers - self._active())
         if most <= 0:
             return
+        situation = self.situation()
+        if not situation.candidates:
+            return
         nodes = {n.id: n for n in self.targets.open()}
-        decision = manager.moves(self.policy, self.situation(), most=most)
+        decision = manager.moves(self.policy, situation, most=most)
         answer: NodeView | bool | None = None
         while True:
             try:

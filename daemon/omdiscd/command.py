@@ -16,7 +16,14 @@ def main() -> int:
     """The console script."""
     args = parser().parse_args()
     try:
-        return _print(args) if args.print_config or args.print_unit or args.check_config else _run(args)
+        if args.print_config or args.print_unit or args.check_config:
+            status = _print(args)
+            sys.stdout.flush()
+            return status
+        return _run(args)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who reads our output has seen enough
+        return 141
     except MigError as e:
         print("\n".join(f"omdiscd: {line}" if i == 0 else line for i, line in enumerate(e.lines())), file=sys.stderr)
         return e.exit_code

@@ -77,14 +77,15 @@ class Steered:
         if asker is None:
             raise NotPermitted(f"node {peer.id} ({peer.name}) is not known here yet", hint="try again in a moment")
         self.by_hand.permit(asker)
+        by = asker.name.strip() or f"node {asker.id}"  # never "", which means somebody here
         do = str(m.get("do"))[:20]
-        log.info("root of %s orders: %s", asker.name, do)
+        log.info("root of %s orders: %s", by, do)
         match do:
             case "block":
-                self.by_hand.block(asker.name)
+                self.by_hand.block(by)
                 return {}
             case "noblock":
-                return self.by_hand.noblock(asker.name)
+                return self.by_hand.noblock(by)
             case "expel":
-                return await self.by_hand.expel(item, fast=m.get("fast") is True, by=asker.name)
+                return await self.by_hand.expel(item, fast=m.get("fast") is True, by=by)
         raise MigError(f"this omdiscd knows no order {do!r}")

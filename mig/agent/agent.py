@@ -27,6 +27,7 @@ from mig.agent.switchboard import Switchboard
 from mig.agent.watchers import Reply, Watchers
 from mig.deputy import link
 from mig.errors import BadInput, CannotMove, MigError, MoveFailed, OutcomeUnknown
+from mig.homefs.guest import Guest
 from mig.inspect.facts import gather
 from mig.kernel import pidfd, procfs
 from mig.kernel.cgroup import Cgroup
@@ -321,7 +322,7 @@ class Agent:
         self.externals.open(facts)
         if self.files is None:
             groups = {facts.uid: list(procfs.status(self.pid).groups)}
-            self.files = await FileServer.start(self.node.addr, self.token, groups)
+            self.files = await FileServer.start(self.node.addr, self.token, groups, Guest.of(self.pid, facts.tree))
 
     async def prepare_request(self, mid: str, epoch: int, mode: str) -> dict[str, Any]:
         """The part of a prepare message that is ours: how the new cell reaches home."""
@@ -342,6 +343,13 @@ class Agent:
         """Record locks of these frozen processes count as the guest's own when it asks for them."""
         assert self.files is not None
         await self.files.ask("inherit", pids=pids)
+
+    def _at_home(self, k: KeeperLink) -> bool:
+        """Whether the keeper is this node's own: another node has nothing to say about processes of this one."""
+        ours = self.board.hosts.get(k.epoch) == self.node.id
+        if not ours:
+            log.warning("the keeper on %s names processes of this node, which is ignored", self.row.where)
+        return ours
 
     def drop_epoch(self) -> None:
         """The cell that was prepared will not run."""
@@ -440,8 +448,14 @@ class Agent:
                 assert self.files is not None
                 await k.send("locks", locks=(await self.files.ask("locks"))["locks"])
             case "inherit":
-                await self.inherit_locks([int(p) for p in m["pids"]])
+                if self._at_home(k):
+                    await self.inherit_locks([int(p) for p in m["pids"]])
                 await k.send("inherited")
+            case "leaves":
+                if self._at_home(k):
+                    assert self.files is not None
+                    await self.files.ask("guest", guest=Guest.of(int(m["pids"][0]), m["pids"]).to_map())
+                await k.send("leave")
             case "unlock":
                 assert self.files is not None
                 await self.files.unlock()

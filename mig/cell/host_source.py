@@ -114,6 +114,8 @@ class HostSource(SourceBase):
             now, pid=then.pid, start=then.start, boot=then.boot, hostname=then.hostname, ppid=then.ppid, shared_files=then.shared_files,
             cpu_s=self.keeper.row.cpu_s,
         )  # fmt: skip
+        if self.keeper.mode != "remote":  # at home set-id programs are what they are: it may be somebody else by now
+            await self.keeper.ask_agent("leaves", "leave", pids=[self.pid, *self.group.procs()])
         await self.choose_carrier(self.keeper.node, self._numbers, record_locks=await self._record_locks())
         me = pidfd.identity(os.getpid())
         self.journal.write(BEGIN, pid=self.pid, keeper=me.pid, keeper_start=me.start, to=dataclasses.asdict(self.dest.node))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,11 +11,13 @@ from omdiscd import by_hand
 from omdiscd.by_hand import Block, ByHand
 from omdiscd.doors import Doors
 from omdiscd.events import Events
+from omdiscd.steered import Steered
 
 from mig import paths
 from mig.config import Config
-from mig.errors import NotPermitted
+from mig.errors import MigError, NotPermitted
 from mig.model import NodeInfo
+from mig.trust.store import Peer
 
 ME = NodeInfo(2, "n2", "10.0.0.2")
 
@@ -73,6 +76,24 @@ def test_it_is_remembered_with_who_it_was(node: ByHand, by: str) -> None:
 
 def test_the_configuration_s_word_is_the_administrator_s(node: ByHand) -> None:
     assert by_hand.remembered(Config(accept=False)) == Block()
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_node_without_a_name_is_not_taken_for_somebody_here(node: ByHand, name: str) -> None:
+    async def order(do: str) -> dict[str, Any]:
+        async def item(**news: Any) -> None:
+            raise AssertionError(news)
+
+        served = Steered(node, lambda: [ME, NodeInfo(7, name, "10.0.0.7")])
+        return await served._do({"do": do}, Peer(7, name), item)
+
+    asyncio.run(order("block"))
+    assert node.doors.why == "blocked by root of node 7" and by_hand.remembered(node.config) == Block("node 7")
+    node.block()
+    with pytest.raises(NotPermitted, match="on n2 itself"):
+        asyncio.run(order("noblock"))
+    with pytest.raises(MigError, match="no order 'reboot'"):
+        asyncio.run(order("reboot"))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ CASES = [
     ("mosctl status ", ["big", "n1", "n2"]),
     ("mosctl events --f", ["--follow"]),
     ("mosctl whois b", ["big"]),
+    ("mosctl expel b", ["big"]),
+    ("mosctl expel big --f", ["--fast"]),
     ("mosctl pam in", ["install"]),
     ("migrate 471", ["4711"]),
     ("migrate 4711 ", ["balance", "big", "home", "n1", "n2"]),
@@ -83,7 +85,7 @@ def test_fish(line: str, expected: list[str], environment: dict[str, str]) -> No
 def test_zsh(environment: dict[str, str]) -> None:
     shell = shutil.which("zsh")
     assert shell, "zsh is missing; `make env` installs it"
-    with pexpect.spawn(shell, ["-f", "-i"], env=environment, encoding="utf-8", timeout=20, dimensions=(60, 200)) as z:
+    with pexpect.spawn(shell, ["-f", "-i"], env=environment, encoding="utf-8", timeout=60, dimensions=(60, 200)) as z:
         z.sendline("PROMPT='@'@; unsetopt zle_bracketed_paste prompt_sp; autoload -Uz compinit; compinit -u -D")
         z.sendline(f"source {SCRIPTS / 'mig.zsh'}")
         z.sendline("echo rea''dy")

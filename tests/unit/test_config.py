@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,6 +17,14 @@ from mig.errors import BadInput
 
 def test_defaults_make_sense() -> None:
     assert Config().mistakes() == []
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    p = subprocess.run([sys.executable, "-m", "omdiscd.command", "--print-config"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (p.returncode, p.stderr) == (141, "")
 
 
 def test_describe_is_toml_that_means_the_same() -> None:

@@ -142,8 +142,9 @@ def test_a_stopped_daemon_is_noticed(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(str(tmp_path / "s"))
         s.listen()
-        with pytest.raises(NoDaemon, match="does not answer"):
+        with pytest.raises(NoDaemon, match="does not answer") as e:
             Client(tmp_path / "s", timeout=0.05)
+        assert "stopped" in e.value.hint and "start it" not in e.value.hint
 
 
 def test_something_else_on_the_socket(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 from collections.abc import Iterator
 from typing import Any, Self
@@ -334,6 +336,23 @@ def test_sizes(n: float, text: str) -> None:
 @pytest.mark.parametrize(("s", "text"), [(0, "0:00"), (75, "1:15"), (3600 * 3 + 62, "3:01:02")])
 def test_durations(s: float, text: str) -> None:
     assert output.duration(s) == text
+
+
+@pytest.mark.parametrize(("word", "said"), [("getlod", "did you mean getload"), ("xyzzy", "'xyzzy'; --help lists all")])
+def test_a_mistyped_verb_is_not_answered_with_all_of_them(capsys: Captured, word: str, said: str) -> None:
+    with pytest.raises(SystemExit):
+        mosctl.main([word])
+    err = capsys.readouterr().err
+    assert said in err and "noquiet" not in err
+
+
+@pytest.mark.parametrize("program", ["migrate", "mosps", "mosctl", "mosrun", "mosmon", "moslab.cli"])
+def test_a_help_fits_80_columns(program: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(f"omtools.{program}").main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5 and max(map(len, lines)) <= 80
 
 
 def test_an_interrupt_is_130() -> None:

@@ -29,6 +29,7 @@ CONNECT_TIMEOUT = 2.0
 ANSWER_TIMEOUT = 10.0
 """Seconds for an answer that needs no other node."""
 MAX_FRAME = 16 << 20
+_BUSY = "is it stopped, or the machine overloaded?"
 MORE, LONG, COMMAND = 1, 2, 4
 GREETING = b"\xff" + bytes(8) + b"\x7f" + bytes([3, 0]) + b"NULL".ljust(20, b"\0") + bytes(32)
 
@@ -54,8 +55,9 @@ class Client:
             raise NotPermitted(f"may not open {self._path}: {e.strerror}") from e
         except (OSError, Lost) as e:
             self._sock.close()
-            what = "does not answer" if isinstance(e, TimeoutError) else "is not running"
-            raise NoDaemon(f"omdiscd {what} on this machine ({self._path})", hint="start it as root: omdiscd") from e
+            if isinstance(e, TimeoutError):
+                raise NoDaemon(f"omdiscd does not answer on this machine ({self._path})", hint=_BUSY) from e
+            raise NoDaemon(f"omdiscd is not running on this machine ({self._path})", hint="start it as root: omdiscd") from e
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +74,7 @@ class Client:
         for reply in self.stream(op, wait=wait, **args):
             if reply is not None and not reply.get("more"):
                 return reply
-        raise NoDaemon(f"omdiscd did not answer within {wait:g} s", hint="is it stopped, or the machine overloaded?")
+        raise NoDaemon(f"omdiscd did not answer within {wait:g} s", hint=_BUSY)
 
     def stream(self, op: str, *, wait: float | None = None, tick: float | None = None, **args: Any) -> Iterator[dict[str, Any] | None]:
         """Ask, and yield every item and at last the answer (the one without ``more``).

@@ -40,7 +40,7 @@ Verb = Callable[["argparse.Namespace"], int]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = output.parser("mosctl", "Look at the pool and steer this node.", EXIT_CODES)
+    p = output.parser("mosctl", "Look at the pool and steer its nodes.", EXIT_CODES)
     verbs = p.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def verb(name: str, run: Verb, text: str, *arguments: tuple[str, dict[str, Any]]) -> None:
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     mosctl_economy.add_verbs(verb)
     verb(
         "events", _events, "show what moved where and why, the latest last",
-        ("--follow", {"action": "store_true", "help": "go on and print events as they happen"}),
+        ("--follow", {"action": "store_true", "help": "(-f) go on and print events as they happen"}),
         ("--pool", {"action": "store_true", "help": "those of all nodes, each with the name of its node"}),
         ("--since", {"metavar": "S", "type": float, "help": "only those of the last S seconds"}),
     )  # fmt: skip

@@ -20,10 +20,11 @@ USAGE = """usage: mosrun [-b | -h | -N NODE | -j NODES] [-L] [-q] CMD [ARG…]
 HELP = (
     USAGE
     + """
-Start CMD as a job that may move between the nodes of the pool.  Its exit status, input, output, terminal and signals are
-those of CMD started without mosrun.
+Start CMD as a job that may move between the nodes of the pool.  Its exit
+status, input, output, terminal and signals are those of CMD started without
+mosrun.
 
-  -b          on the best node at once: it moves there before its first instruction
+  -b          on the best node at once, before its first instruction
   -h          at home: it is never moved by itself
   -N NODE     on this node at once
   -j NODES    on the best of these nodes, given as n1,n2,…
@@ -32,8 +33,10 @@ those of CMD started without mosrun.
   -q          quiet: do not warn when no omdiscd answers
   --help, --version
 
-exit status: that of CMD; 127 CMD not found, 126 not executable, and before CMD starts: 2 bad input, 3 it cannot be placed there,
-  6 not permitted, 7 no omdiscd answers on this machine (with -b, -N or -j; otherwise CMD runs here)
+exit status: that of CMD; 127 CMD not found, 126 not executable, and before CMD
+  starts: 2 bad input, 3 it cannot be placed there, 6 not permitted, 130 Ctrl-C,
+  7 no omdiscd answers on this machine (with -b, -N or -j; otherwise CMD runs
+  here)
 """
 )
 SWITCHES = {"b": "best", "h": "home", "L": "locked", "q": "quiet"}

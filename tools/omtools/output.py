@@ -26,9 +26,34 @@ def parser(prog: str, description: str, status: str = EXIT_CODES) -> argparse.Ar
 
     from mig import __version__
 
-    p = argparse.ArgumentParser(prog=prog, description=description, epilog=status, formatter_class=argparse.RawDescriptionHelpFormatter)
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            """Lines stay lines, those that are too long become several."""
+            import textwrap
+
+            lines = [textwrap.wrap(x, width, subsequent_indent=" " * (len(x) - len(x.lstrip()))) or [""] for x in text.splitlines()]
+            return "\n".join(indent + part for line in lines for part in line)
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            super().error(_shorter(message))
+
+    p = Parser(prog=prog, description=description, epilog=status, formatter_class=Formatter)
     p.add_argument("--version", action="version", version=f"{prog} {__version__}")
     return p
+
+
+def _shorter(message: str) -> str:
+    """argparse lists all choices of which a word is none; of many, the nearest are named."""
+    import difflib
+    import re
+
+    m = re.fullmatch(r"argument [^:]+: invalid choice: '(.*)' \(choose from (.*)\)", message)
+    choices = re.findall(r"[\w-]+", m[2]) if m else []
+    if m is None or len(choices) < 8:
+        return message
+    near = " or ".join(difflib.get_close_matches(m[1], choices, 3, 0.5))
+    return f"there is no {m[1]!r}; {f'did you mean {near}? ' if near else ''}--help lists all"
 
 
 def process_number(text: str) -> int:

@@ -79,7 +79,7 @@ complete -c migrate -n '__mig_at 1 --timeout,--mode,--limit' -a '(__mig_processe
 complete -c migrate -n '__mig_at 2 --timeout,--mode,--limit' -a '(__mig_nodes) home balance'
 
 complete -c mosrun -f
-complete -c mosrun -s b -d 'on the best node at once: it moves there before its first instruction'
+complete -c mosrun -s b -d 'on the best node at once, before its first instruction'
 complete -c mosrun -s h -d 'at home: it is never moved by itself'
 complete -c mosrun -s L -d 'locked: it stays where it starts; migrate still moves it'
 complete -c mosrun -s q -d 'quiet: do not warn when no omdiscd answers'
@@ -188,7 +188,7 @@ complete -c mosctl -n '__mig_at any - mask' -l json -d 'print JSON'
 complete -c mosctl -n '__mig_at 1 - mask' -a '(__mig_processes)'
 complete -c mosctl -n '__mig_at 2 - mask' -a '(__mig_lists)'
 complete -c mosctl -n '__mig_at any --since events' -s h -l help -d 'show this help message and exit'
-complete -c mosctl -n '__mig_at any --since events' -l follow -d 'go on and print events as they happen'
+complete -c mosctl -n '__mig_at any --since events' -l follow -d '(-f) go on and print events as they happen'
 complete -c mosctl -n '__mig_at any --since events' -l pool -d 'those of all nodes, each with the name of its node'
 complete -c mosctl -n '__mig_at any --since events' -l since -x -d 'only those of the last S seconds'
 complete -c mosctl -n '__mig_at any --since events' -l json -d 'print JSON'

@@ -30,7 +30,7 @@ _mig_migrate() {
 
 _mig_mosrun() {
     _arguments \
-        '-b[on the best node at once\: it moves there before its first instruction]' \
+        '-b[on the best node at once, before its first instruction]' \
         '-h[at home\: it is never moved by itself]' \
         '-L[locked\: it stays where it starts; migrate still moves it]' \
         '-q[quiet\: do not warn when no omdiscd answers]' \
@@ -224,7 +224,7 @@ _mig_mosctl() {
                     _arguments \
                         '(-h --help)-h[show this help message and exit]' \
                         '(-h --help)--help[show this help message and exit]' \
-                        '--follow[go on and print events as they happen]' \
+                        '--follow[(-f) go on and print events as they happen]' \
                         '--pool[those of all nodes, each with the name of its node]' \
                         '--since[only those of the last S seconds]:S: ' \
                         '--json[print JSON]' ;;

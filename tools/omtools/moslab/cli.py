@@ -18,25 +18,31 @@ from mig.errors import BadInput, MigError, NotPermitted
 from . import lab as labs
 
 DESCRIPTION = """\
-A pool of virtual nodes inside one machine.  Every node is a container with its own processes, network, host name and writable
-overlay of the machine's root file system (what is written there is seen in that node only, and gone after `down`), and runs
-its own omdiscd.  The tools are on PATH in every node."""
+A pool of virtual nodes inside one machine.  Every node is a container with
+its own processes, network, host name and writable overlay of the machine's
+root file system (what is written there is seen in that node only, and gone
+after `down`), and runs its own omdiscd.  The tools are on PATH in every node."""
 
 EPILOG = """\
 examples:
-  moslab up 3                         start n1, n2, n3; returns when all see each other
-  moslab run n1 -- bash               a shell in n1
-  moslab run n1 -- mosctl status      the pool as n1 sees it
-  moslab spawn n1 -- sleep 1000       in the background; prints the PID as n1 sees it
-  moslab kill n2; moslab start n2     power loss, and the next boot
-  moslab down                         nothing is left
+  moslab up 3                       n1, n2, n3; returns when all see each other
+  moslab run n1 -- bash             a shell in n1
+  moslab run n1 -- mosctl status    the pool as n1 sees it
+  moslab spawn n1 -- sleep 1000     in the background; prints its PID in n1
+  moslab kill n2; moslab start n2   power loss, and the next boot
+  moslab down                       nothing is left
 
-`run` passes its standard input and output on as they are (a terminal becomes a terminal of the node) and ends with the command's
-exit status: 128+N after signal N, 127 not found, 126 not executable.  -u takes a number or a name of the node's /etc/passwd.
-`spawn` detaches: no input, output goes to /run/moslab/out/PID in the node; the command's parent is the node's pid 1.
-omdiscd's output is in /run/moslab/omdiscd.log of each node.  It is started once; after its end `restart-daemon` starts it again.
+`run` passes its standard input and output on as they are (a terminal becomes
+a terminal of the node) and ends with the command's exit status: 128+N after
+signal N, 127 not found, 126 not executable.  -u takes a number or a name of
+the node's /etc/passwd.  `spawn` detaches: no input, output goes to
+/run/moslab/out/PID in the node; the command's parent is the node's pid 1.
+omdiscd's output is in /run/moslab/omdiscd.log of each node.  It is started
+once; after its end `restart-daemon` starts it again.
 
-exit status: 0 done, 2 bad input (no such lab or node, lab exists), 4 the machine cannot do it, 6 not root; for `run` the command's."""
+exit status:
+  0 done   2 bad input (no such lab or node, lab exists)
+  4 the machine cannot do it   6 not root   for `run` the command's"""
 
 _UNITS = {"": 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 
