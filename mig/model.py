@@ -16,7 +16,9 @@ class Mapped:
 
     @classmethod
     def from_map(cls, m: dict[str, Any]) -> Self:
-        """Build from a map of field values; raises ``TypeError`` when a field without default is missing."""
+        """Build from a map of field values; raises ``TypeError`` for what is no map, and when a field without default is missing."""
+        if not isinstance(m, dict):
+            raise TypeError(f"{cls.__name__}: {type(m).__name__} instead of a map")
         names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # every user of the mixin is a dataclass
         return cls(**{k: v for k, v in m.items() if k in names})
 
@@ -73,6 +75,7 @@ class External(Mapped):
     dir: str = "r"  # pipe: r | w, seen from the guest; tty: rw
     holders: list[list[int]] = field(default_factory=list)  # [pid, fd] pairs inside the tree
     shared: bool = False  # others at home read from it too: input is passed on only when the guest asks for it
+    alone: bool = False  # pipe: nobody outside of the tree was seen to hold either end
     index: int = -1  # tty: N of /dev/pts/N
     termios: list[Any] = field(default_factory=list)  # tty: as termios.tcgetattr, control characters as ints or bytes
     winsize: bytes = b""  # tty: struct winsize
@@ -119,6 +122,7 @@ class ProcessFacts(Mapped):
     externals: list[External] = field(default_factory=list)
     shared_files: list[SharedFile] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    passing: bool = False  # the reasons, or some of them, are those of a moment: looking again may find none
     privileges: list[str] = field(default_factory=list)  # what a host refuses unless it takes root's processes
 
     @classmethod
@@ -152,4 +156,6 @@ class GuestState(Mapped):
     host_pid: int = 0  # keeper: the guest's pid as this node sees it
     helper: int = 0  # pid of the agent or keeper
     arriving: int = 0  # bytes of its memory that have not reached it yet
+    waiting_for: str = ""  # the node that should send them and is silent
+    waiting_s: float = 0.0  # for how many seconds
     holder: int = 0  # agent: pid of the process at home that holds them

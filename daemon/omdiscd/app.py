@@ -201,7 +201,7 @@ class Daemon:
 
     def _learn(self) -> None:
         """Whose certificate is whose, from gossip, for all processes of this node."""
-        self.known.write((n.id, n.name, n.fingerprint) for n in (*self.discovery.nodes(), self.me()))
+        self.known.write((n.id, n.name, n.fingerprint) for n in (*self.discovery.records(), self.me()))
 
     # -- what parts tell each other -----------------------------------------------------------------------------------------------
 

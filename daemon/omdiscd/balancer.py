@@ -54,8 +54,8 @@ class Balancer:
             await asyncio.sleep(self.config.balance_s * self._rng.uniform(0.8, 1.2))
             self.jobs.sweep()
             self.candidates.forget()
-            if self.config.age_shares:
-                await asyncio.to_thread(self.shares.apply, self.shares.wanted())
+            if self.config.age_shares and ((wanted := self.shares.wanted()) or self.shares.used):
+                await asyncio.to_thread(self.shares.apply, wanted)
             if self.config.auto != "none" and not self.switches.quiet:
                 await self.balance()
 
@@ -78,8 +78,11 @@ class Balancer:
         most = min(manager.MOVES, self.config.transfers - self._active())
         if most <= 0:
             return
+        situation = self.situation()
+        if not situation.candidates:
+            return
         nodes = {n.id: n for n in self.targets.open()}
-        decision = Dialogue(manager.moves(self.policy, self.situation(), most=most))
+        decision = Dialogue(manager.moves(self.policy, situation, most=most))
         while (step := decision.step) is not None:
             if isinstance(step, Ask):
                 decision.answer(await self.targets.ask(nodes[step.node], self._who(step.candidate.pid)))

@@ -181,6 +181,8 @@ class Mover:
     async def plan(self, s: Subject, to: NodeInfo, asker: int = 0) -> dict[str, Any]:
         """What a move would do, without doing it: ``plan`` (steps in words), ``reasons`` against it, ``price`` per node."""
         reasons, facts = await self.obstacles(s, to, asker)
+        if facts is not None and not self.targets.against(to):
+            reasons += await self.targets.consider(to, facts)
         c = self.candidate(s.body, s.comm)
         steps = [f"process {s.home_pid} ({s.comm}) goes from {s.where} to {to.name} ({to.addr})"]
         if facts:

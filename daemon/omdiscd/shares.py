@@ -51,6 +51,11 @@ class Shares:
         self._groups: set[Path] = set(self._v1.glob(f"{PREFIX}*")) if self._v1 is not None else set()
         self._said = False
 
+    @property
+    def used(self) -> bool:
+        """Whether there are groups of ours, perhaps of something that has ended."""
+        return bool(self._groups)
+
     def wanted(self) -> list[Wanted]:
         """All jobs and guests here that have a share of their own."""
         table, me = self.sampler.table, self.sampler.info.name

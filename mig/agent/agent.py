@@ -27,6 +27,7 @@ from mig.agent.switchboard import Switchboard
 from mig.agent.watchers import Reply, Watchers
 from mig.deputy import link
 from mig.errors import BadInput, CannotMove, MigError, MoveFailed, OutcomeUnknown
+from mig.homefs.guest import Guest
 from mig.inspect.facts import gather
 from mig.kernel import pidfd, procfs
 from mig.kernel.cgroup import Cgroup
@@ -77,6 +78,7 @@ class Agent:
         self._shelved = False
         self._source: HomeSource | None = None  # while it still serves memory
         self._hold_s = 0.0
+        self._members: holding.Members | None = None  # of the tree that left home, while their memory is served
         self._tasks = Tasks()
         self.row = GuestState(
             role="agent", pid=pid, home=node.name, where=node.name, state="running", uid=self.facts.uid, comm=self.facts.comm,
@@ -93,6 +95,7 @@ class Agent:
         self._tasks.cancel()
         if self._source is not None:
             await self._source.close()
+        await self._end_members()
         self.externals.close()
         self.board.close()
         for k in self.links.values():
@@ -262,13 +265,11 @@ class Agent:
         self._set(state="settling", where=to.name, nmigs=1, since=time.time())
         self._arrive(1, [e.id for e in source.facts.externals])
         await self.watchers.changed()
+        holds = source.carrier.mode != "full"
         try:
-            for p in procfs.tree(self.pid)[1:]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(p, signal.SIGKILL)
+            self._keep_members(source)
             assert source.converter is not None
             await holding.keep_exit_writes(source)
-            holds = source.carrier.mode != "full"
             deputy = await source.converter.convert(self.pid, str(source.group.path), self.drop_signals, hold=holds)
             self.row.holder = deputy.holder or 0
             self.deputy = DeputyLink(deputy, self._deputy_signal, self._deputy_died)
@@ -287,6 +288,19 @@ class Agent:
             self._tasks.spawn(self._lost(f"its keeper on {to.name} died right after it had arrived"))
         self._tasks.spawn(self._hold(source))
 
+    def _keep_members(self, source: HomeSource) -> None:
+        """The descendants run elsewhere: here they end at once, or, where their memory is still to be sent, later."""
+        descendants = procfs.tree(self.pid)[1:]
+        if needed := source.held_members() & set(descendants):
+            self._members = holding.Members(sorted(needed))
+        for p in set(descendants) - needed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(p, signal.SIGKILL)
+
+    async def _end_members(self) -> None:
+        if self._members is not None:
+            await self._members.end()
+
     async def _hold(self, source: HomeSource) -> None:
         """The original's memory is held until the guest has all of it; a full dump has nothing to hold."""
         self._source = source
@@ -296,6 +310,7 @@ class Agent:
             log.info("all memory has arrived: %d bytes", source.bytes + moved.bytes)
         except MigError as e:
             log.error("the memory of the original is lost: %s", e.message)  # its guest is ended by its keeper, which says why
+        await self._end_members()
         await holding.let_go(self.row.holder, self.deputy)
         self.row.holder = 0
         self._source = None
@@ -309,7 +324,7 @@ class Agent:
         self.externals.open(facts)
         if self.files is None:
             groups = {facts.uid: list(procfs.status(self.pid).groups)}
-            self.files = await FileServer.start(self.node.addr, self.token, groups)
+            self.files = await FileServer.start(self.node.addr, self.token, groups, Guest.of(self.pid, facts.tree))
 
     async def prepare_request(self, mid: str, epoch: int, mode: str) -> dict[str, Any]:
         """The part of a prepare message that is ours: how the new cell reaches home."""
@@ -330,6 +345,13 @@ class Agent:
         """Record locks of these frozen processes count as the guest's own when it asks for them."""
         assert self.files is not None
         await self.files.ask("inherit", pids=pids)
+
+    def _at_home(self, k: KeeperLink) -> bool:
+        """Whether the keeper is this node's own: another node has nothing to say about processes of this one."""
+        ours = self.board.hosts.get(k.epoch) == self.node.id
+        if not ours:
+            log.warning("the keeper on %s names processes of this node, which is ignored", self.row.where)
+        return ours
 
     def drop_epoch(self) -> None:
         """The cell that was prepared will not run."""
@@ -428,8 +450,14 @@ class Agent:
                 assert self.files is not None
                 await k.send("locks", locks=(await self.files.ask("locks"))["locks"])
             case "inherit":
-                await self.inherit_locks([int(p) for p in m["pids"]])
+                if self._at_home(k):
+                    await self.inherit_locks([int(p) for p in m["pids"]])
                 await k.send("inherited")
+            case "leaves":
+                if self._at_home(k):
+                    assert self.files is not None
+                    await self.files.ask("guest", guest=Guest.of(int(m["pids"][0]), m["pids"]).to_map())
+                await k.send("leave")
             case "unlock":
                 assert self.files is not None
                 await self.files.unlock()
@@ -449,6 +477,7 @@ class Agent:
                 await k.send("expired")
             case "stats":
                 self._set(cpu_s=float(m.get("cpu_s", 0)), rss=int(m.get("rss", 0)), arriving=int(m.get("arriving", 0)))
+                self._set(waiting_for=str(m.get("waiting_for", "")), waiting_s=float(m.get("waiting_s", 0)))
             case "shelved" if k.epoch == self.epoch:
                 self._shelved = bool(m.get("on"))
                 if self.row.state in ("running", "stopped", "frozen"):
@@ -472,7 +501,7 @@ class Agent:
 
     async def _memory_arrived(self, m: dict[str, Any]) -> None:
         """A keeper's word: of the host where the guest is now, that it has everything; of the one before, that it is free."""
-        self._set(arriving=0)
+        self._set(arriving=0, waiting_for="", waiting_s=0.0)
         if "faults" in m:
             figures = {k: m[k] for k in ("bytes", "faults", "fault_p50_us") if k in m}
             await self.watchers.event(
@@ -496,6 +525,7 @@ class Agent:
     async def _guest_ended(self, status: int, positions: dict[int, int]) -> None:
         """The guest ended: its output first, then the deputy ends in the same way."""
         self._over = True
+        await self._end_members()  # they hold the ends of pipes whose readers wait for the end of the file
         if not self._arrived.is_set():
             e = MoveFailed(f"{self.facts.comm} ({self.pid}) ended on {self.row.where} before it was moved")
             self._answer_hop({"ok": False, "error": e.to_wire()})
@@ -524,6 +554,7 @@ class Agent:
             t=time.time(), kind="lost", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="lost",
             reason=f"the guest is lost: {why}", **{"from": self.row.where},
         )  # fmt: skip
+        await self._end_members()
         await self._end_deputy(signal.SIGKILL)
         self._finish()
 

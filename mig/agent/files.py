@@ -11,6 +11,7 @@ from typing import Any
 
 from mig import wire
 from mig.errors import MigError
+from mig.homefs.guest import Guest
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ class FileServer:
         self._lock = asyncio.Lock()
 
     @classmethod
-    async def start(cls, addr: str, token: bytes, groups: dict[int, list[int]]) -> FileServer:
-        """Spawn the server on ``addr`` (any port); clients must begin with ``token``.  ``groups``: supplementary groups by uid."""
+    async def start(cls, addr: str, token: bytes, groups: dict[int, list[int]], guest: Guest) -> FileServer:
+        """Spawn the server on ``addr`` (any port); clients must begin with ``token``.  ``groups``: supplementary groups by uid.
+        ``guest``: in whose name it serves."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         token_r, token_w = os.pipe()
         os.write(token_w, token)
@@ -49,6 +51,7 @@ class FileServer:
             proc.kill()
             raise MigError("the file server of the guest did not start", hint="its words are in the agent's log under /run/mig/log") from e
         server = cls(proc, ours, addr, int(hello["port"]))
+        await server.ask("guest", guest=guest.to_map())
         if groups:
             await server.ask("groups", groups=groups)
         return server

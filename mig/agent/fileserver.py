@@ -15,6 +15,7 @@ from typing import Any
 
 from mig import logs, wire
 from mig.errors import BadInput, MigError
+from mig.homefs.guest import Guest
 from mig.homefs.locks import allow_interrupts
 from mig.homefs.protocol import TOKEN_SIZE
 from mig.homefs.server import HomeServer
@@ -28,6 +29,9 @@ def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
         case "groups":  # {"groups": {uid: [gid, …]}}: the supplementary groups of these users from now on
             server.groups.update({int(uid): [int(g) for g in gids] for uid, gids in m["groups"].items()})
             return {"op": "groups"}
+        case "guest":  # see Guest.to_map: who it is, before it is mounted
+            server.guest = Guest.from_map(m["guest"])
+            return {"op": "guest"}
         case "expire":
             return {"op": "expired", "complete": server.expire()}
         case "locks":
@@ -41,7 +45,8 @@ def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
             return {"op": "unlocked"}
         case "relock":
             return {"op": "relocked", "lost": sum(mount.locks.retake() for mount in server.mounts() if mount.name == m["mount"])}
-        case "inherit":  # {"pids": [pid, …]}: the frozen original at home, whose fcntl locks the guest takes over when it ends
+        case "inherit":  # {"pids": [pid, …]}: the frozen original at home: what it has open, and its fcntl locks, the guest takes over
+            server.held.of(int(pid) for pid in m["pids"])
             server.ancestors.clear()
             server.ancestors.update(int(pid) for pid in m["pids"])
             return {"op": "inherit"}

@@ -6,9 +6,11 @@ re-points the channels afterwards.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
+import random
 from typing import TYPE_CHECKING, Any
 
 from mig import logs
@@ -25,6 +27,10 @@ from mig.migration.source import SourceBase
 
 if TYPE_CHECKING:
     from mig.cell.keeper import Keeper
+
+
+_LOOKS = 16
+"""Looks at a guest that starts programs all the time, about which something is found that may be gone in a moment."""
 
 
 class HostSource(SourceBase):
@@ -97,8 +103,12 @@ class HostSource(SourceBase):
 
     async def _ask(self) -> None:
         then = self.keeper.facts
-        now = gather(self.pid, guest=True, known_pipes=self.proxies.keys())
-        orphans = [f"process {p} has lost its parent and would be left behind: wait until it has ended" for p in self._orphans()]
+        for _ in range(_LOOKS):
+            now = gather(self.pid, guest=True, known_pipes=self.proxies.keys())
+            orphans = [f"process {p} has lost its parent and would be left behind: wait until it has ended" for p in self._orphans()]
+            if not now.passing and not orphans:
+                break
+            await asyncio.sleep(random.uniform(0.01, 0.05))
         if reasons := [*now.reasons, *orphans]:
             raise CannotMove(f"{now.comm} ({now.pid}) cannot be moved", reasons=reasons)
         of_home = {e.id: e for e in then.externals}
@@ -109,6 +119,8 @@ class HostSource(SourceBase):
             now, pid=then.pid, start=then.start, boot=then.boot, hostname=then.hostname, ppid=then.ppid, shared_files=then.shared_files,
             cpu_s=self.keeper.row.cpu_s,
         )  # fmt: skip
+        if self.keeper.mode != "remote":  # at home set-id programs are what they are: it may be somebody else by now
+            await self.keeper.ask_agent("leaves", "leave", pids=[self.pid, *self.group.procs()])
         await self.choose_carrier(self.keeper.node, self._numbers, record_locks=await self._record_locks())
         me = pidfd.identity(os.getpid())
         self.journal.write(BEGIN, pid=self.pid, keeper=me.pid, keeper_start=me.start, to=dataclasses.asdict(self.dest.node))

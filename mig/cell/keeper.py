@@ -262,7 +262,8 @@ class Keeper:
         """Pages have arrived, or the source does not answer."""
         if self.pager is None or self.over.is_set():
             return
-        self.row.arriving = self.pager.missing
+        self.row.arriving, self.row.waiting_s = self.pager.missing, round(self.pager.silent, 1)
+        self.row.waiting_for = str(self.request["memory"].get("name", "")) if self.pager.silent else ""
         if self.pager.arrived.is_set() and self.row.state in ("running", "stopped", "moving"):
             self._tasks.spawn(self.tell_agent("memory", **self.pager.report))
 
@@ -357,7 +358,8 @@ class Keeper:
             assert self.guest is not None
             cpu, self.row.rss = self.guest.usage()
             self.row.cpu_s = self.facts.cpu_s + cpu
-            await self.tell_agent("stats", cpu_s=self.row.cpu_s, rss=self.row.rss, arriving=self.row.arriving)
+            memory = {"arriving": self.row.arriving, "waiting_for": self.row.waiting_for, "waiting_s": self.row.waiting_s}
+            await self.tell_agent("stats", cpu_s=self.row.cpu_s, rss=self.row.rss, **memory)
 
     # -- the home agent --------------------------------------------------------------------------------------------------------
 

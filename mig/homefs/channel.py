@@ -6,26 +6,39 @@ import errno
 import logging
 import socket
 import threading
+from typing import Protocol
 
 from mig.homefs import protocol as p
 from mig.homefs.credentials import Credentials, Groups
+from mig.homefs.guest import Guest, Key
 from mig.homefs.operations import AS_GUEST, AS_ROOT, Operations, Request
 from mig.kernel import libc
 
 log = logging.getLogger(__name__)
 
 
+class Rights(Protocol):
+    """What the server knows of the guest beyond its ids."""
+
+    @property
+    def guest(self) -> Guest: ...
+    def access(self, key: Key) -> int | None: ...
+    def holds(self, key: Key) -> bool | None: ...
+    def refuse(self, what: str) -> None: ...
+
+
 class Channel:
     """Serves one connection; :meth:`run` in a thread of its own, whose credentials and umask it changes."""
 
-    def __init__(self, sock: socket.socket, operations: Operations, groups: Groups) -> None:
-        self._sock, self._operations, self._groups = sock, operations, groups
+    def __init__(self, sock: socket.socket, operations: Operations, groups: Groups, rights: Rights) -> None:
+        self._sock, self._operations, self._groups, self._rights = sock, operations, groups, rights
+        self._guest = rights.guest
         self._sending = threading.Lock()
 
     def run(self) -> None:
         """Serve until the peer closes; raises ``OSError`` when the connection breaks, ``EOFError`` when it ends within a message."""
         libc.unshare(libc.CLONE_FS)  # an umask of our own
-        credentials, request = Credentials(self._groups), Request()
+        credentials, request = Credentials(self._groups, self._guest), Request()
         buffer = memoryview(bytearray(2 * p.MAX_MESSAGE))
         have = 0
         while n := self._sock.recv_into(buffer[have:]):
@@ -54,17 +67,20 @@ class Channel:
                 self._special(op, r, credentials)
                 return
             if op in AS_GUEST:
-                credentials.become(uid, gid)
+                who = self._guest.act_as(uid, gid)
+                if who is None:
+                    self._rights.refuse(f"asks for home's files as user {uid}, group {gid}, which the guest is not")
+                    raise PermissionError(errno.EACCES, "not the guest")
+                credentials.become(*who)
             elif op in AS_ROOT:
                 credentials.become(0, 0)
             try:
                 reply = do(r)
             except PermissionError:
-                credentials.become(0, 0)
-                again = self._operations.open_to_execute(r) if op == p.OPEN else None
-                if again is None:
+                beyond = self._beyond(op, r, uid, credentials)
+                if beyond is None:
                     raise
-                reply = again
+                reply = beyond
         except OSError as e:
             self._fail(r.unique, e.errno or errno.EIO)
         except Exception:  # a message that makes no sense, or a mistake of ours: this request fails, the guest goes on
@@ -72,6 +88,27 @@ class Channel:
             self._fail(r.unique, errno.EIO)
         else:
             self._answer(r, reply)
+
+    def _beyond(self, op: int, r: Request, uid: int, credentials: Credentials) -> bytes | None:
+        """What the guest may not do by itself: a program to be executed, and what its host opens again because the guest holds it."""
+        o, rights = self._operations, self._rights
+        own = r.node in o.nodes.by_id and not o.nodes.by_id[r.node].lent
+        if op == p.OPEN and own and o.may_execute(r):
+            credentials.become(0, 0)
+            return o.open_to_execute(r)
+        if self._guest.privileged or uid != 0:
+            return None
+        credentials.become(0, 0)
+        out = None
+        if op == p.LOOKUP:
+            out = o.nodes.lend(r.node, p.name_at(r.body), rights.holds)
+        elif op == p.OPEN:
+            out = o.open_held(r, rights.access)
+        elif op == p.OPENDIR:
+            out = o.open_held_directory(r, rights.access)
+        if out is None and op not in (p.GETXATTR, p.LISTXATTR):
+            rights.refuse("asks as root for more of home's files than the guest may")
+        return out
 
     def _special(self, op: int, r: Request, credentials: Credentials) -> None:
         """What gets no answer, or a later one, or is not supported (the kernel then does without: ENOSYS)."""

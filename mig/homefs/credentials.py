@@ -7,16 +7,20 @@ import os
 import pwd
 
 from mig.homefs import syscalls
+from mig.homefs.guest import Guest
 
 Groups = dict[int, list[int]]
 """Supplementary groups by uid."""
 
 
 class Credentials:
-    """What the thread that made this object acts as.  Each serving thread makes its own; a new thread begins as root."""
+    """What the thread that made this object acts as.  Each serving thread makes its own; a new thread begins as root, and keeps of root's
+    privileges what switching and files need, unless the guest is root's."""
 
-    def __init__(self, groups: Groups) -> None:
-        self._groups = groups
+    def __init__(self, groups: Groups, guest: Guest) -> None:
+        self._groups, self._guest = groups, guest
+        if not guest.privileged:
+            syscalls.keep_capabilities(syscalls.CAPS_OF_FILES | syscalls.CAPS_OF_IDS)
         self._now = (-1, -1)
         self._given: list[int] | None = None
         self._logins: dict[tuple[int, int], list[int]] = {}
@@ -37,15 +41,15 @@ class Credentials:
         if gids is None:
             gids = self._logins.get((uid, gid))
             if gids is None:
-                gids = self._logins[uid, gid] = login_groups(uid, gid)
+                gids = login_groups(uid, gid)
+                if not self._guest.privileged:
+                    gids = [g for g in gids if g in self._guest.gids]
+                self._logins[uid, gid] = gids
         return (ctypes.c_uint * len(gids))(*gids)
 
 
 def login_groups(uid: int, gid: int) -> list[int]:
-    """The groups that a login would give to a uid that the guest took only after it had left home.
-
-    The host's kernel has checked the mode bits with the process's true groups before, so that this cannot widen what it may do.
-    """
+    """The groups that a login would give to a uid that the guest took only after it had left home."""
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -7,6 +7,8 @@ import os
 import threading
 from dataclasses import dataclass
 
+from mig.homefs.guest import READS, WRITES, Key
+
 
 @dataclass(slots=True, eq=False)
 class OpenFile:
@@ -16,7 +18,7 @@ class OpenFile:
     node: int
     flags: int
     pid: int  # of the opener, as the host's keeper numbers processes
-    key: tuple[int, int]  # st_dev, st_ino
+    key: Key
     flock_pid: int = -1  # who asked for a flock last; -1: nobody ever
 
 
@@ -26,6 +28,7 @@ class OpenDirectory:
 
     fd: int
     node: int
+    key: Key
     names: list[tuple[bytes, int, int]] | None = None  # name, DT_ type, inode
 
 
@@ -62,6 +65,13 @@ class HandleTable:
         if d is None:
             raise OSError(errno.EBADF, "no such directory handle")
         return d
+
+    def modes(self, key: Key) -> list[int]:
+        """How this file or directory is open here, once for each handle."""
+        with self._lock:
+            files, directories = list(self.files.values()), list(self.directories.values())
+        out = [(READS, WRITES, READS | WRITES)[f.flags & os.O_ACCMODE] for f in files if f.key == key]
+        return out + [READS for d in directories if d.key == key]
 
     def write(self, number: int, data: memoryview, offset: int) -> int:
         """pwrite(2) at home; with O_APPEND home's end of file counts, whatever the offset."""

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mig.homefs import protocol as p
@@ -39,6 +40,7 @@ class Node:
     version: tuple[int, int, int] | None = None  # mtime, ctime, size at the last open: what the host's page cache stands for
     attrs_until: float = 0.0  # monotonic: until then the host may trust attributes that we granted
     used: int = 0
+    lent: bool = False  # only on the way to what the guest holds: it may not be used by itself
 
 
 @dataclass(slots=True)
@@ -130,18 +132,44 @@ class NodeTable:
                 self._reopen(node)
         return node
 
+    def own(self, node_id: int) -> Node:
+        """As :meth:`get`; raises ``OSError`` (``EACCES``) for a node that is lent."""
+        node = self.get(node_id)
+        if node.lent:
+            raise PermissionError(errno.EACCES, "the guest cannot get there by itself")
+        return node
+
     def path(self, node_id: int) -> str:
         """A path that leads to the node's file itself, also through the permissions of the directories above it."""
-        return f"/proc/self/fd/{self.get(node_id).fd}"
+        return f"/proc/self/fd/{self.own(node_id).fd}"
+
+    def knows(self, key: tuple[int, int]) -> bool:
+        """Whether the guest got to this file by itself."""
+        node = self._by_key.get(key)
+        return node is not None and not node.lent
 
     def lookup(self, parent: int, name: bytes) -> bytes:
         """LOOKUP: the entry of ``name``; counts one lookup."""
-        above = self.get(parent)
+        above = self.own(parent)
         if name in self._names and (fd := self._synthetic.fds.get((above.key, name))) is not None:
             return self.adopt(os.dup(fd), parent, name, pinned=True)
         return self.adopt(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above.fd), parent, name)
 
-    def adopt(self, fd: int, parent: int, name: bytes, *, pinned: bool = False) -> bytes:
+    def lend(self, parent: int, name: bytes, may: Callable[[tuple[int, int]], bool | None]) -> bytes | None:
+        """LOOKUP where the guest may not search, called with root's privileges.  ``may`` tells of a file whether the guest holds it (True)
+        or it is on the way to such (False: lent); with None nobody gets an entry."""
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.get(parent).fd)
+        except FileNotFoundError:
+            return None
+        st = os.stat(fd)
+        held = may((st.st_dev, st.st_ino))
+        if held is None:
+            os.close(fd)
+            return None
+        return self.adopt(fd, parent, name, lent=not held)
+
+    def adopt(self, fd: int, parent: int, name: bytes, *, pinned: bool = False, lent: bool = False) -> bytes:
         """The entry of the file that ``fd`` (``O_PATH``, ours from now on) refers to; counts one lookup."""
         st = os.stat(fd)
         key = (st.st_dev, st.st_ino)
@@ -149,12 +177,13 @@ class NodeTable:
         with self._lock:
             node = self._by_key.get(key)
             if node is None:
-                node = Node(self._next, fd, key, parent, name)
+                node = Node(self._next, fd, key, parent, name, lent=lent)
                 self._next += 1
                 self.by_id[node.id] = self._by_key[key] = node
                 self._opened_one()
             else:
                 node.lookups += 1
+                node.lent = node.lent and lent
                 node.parent, node.name = parent, name
                 if node.fd < 0:
                     node.fd = fd

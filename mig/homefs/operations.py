@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from mig.homefs import directories, syscalls
 from mig.homefs import protocol as p
+from mig.homefs.guest import READS, WRITES, Key
 from mig.homefs.handles import HandleTable, OpenDirectory, OpenFile
 from mig.homefs.locks import LockTable
 from mig.homefs.nodes import Node, NodeTable, Synthetic
@@ -73,7 +74,7 @@ class Operations:
 
     def symlink(self, r: Request) -> bytes:
         name = _name(r.body)
-        os.symlink(p.name_at(r.body, len(name) + 1), name, dir_fd=self.nodes.get(r.node).fd)
+        os.symlink(p.name_at(r.body, len(name) + 1), name, dir_fd=self.nodes.own(r.node).fd)
         return self.nodes.lookup(r.node, name)
 
     def mknod(self, r: Request) -> bytes:
@@ -81,22 +82,22 @@ class Operations:
         name = _name(r.body, p.MKNOD_IN.size)
         # the thread has an umask of its own: home applies it, or the directory's default ACL instead
         os.umask(umask)
-        os.mknod(name, mode, os.makedev(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00), dir_fd=self.nodes.get(r.node).fd)
+        os.mknod(name, mode, os.makedev(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00), dir_fd=self.nodes.own(r.node).fd)
         return self.nodes.lookup(r.node, name)
 
     def mkdir(self, r: Request) -> bytes:
         mode, umask = p.MKDIR_IN.unpack_from(r.body)
         name = _name(r.body, p.MKDIR_IN.size)
         os.umask(umask)
-        os.mkdir(name, mode, dir_fd=self.nodes.get(r.node).fd)
+        os.mkdir(name, mode, dir_fd=self.nodes.own(r.node).fd)
         return self.nodes.lookup(r.node, name)
 
     def unlink(self, r: Request) -> bytes:
-        os.unlink(_name(r.body), dir_fd=self.nodes.get(r.node).fd)
+        os.unlink(_name(r.body), dir_fd=self.nodes.own(r.node).fd)
         return b""
 
     def rmdir(self, r: Request) -> bytes:
-        os.rmdir(_name(r.body), dir_fd=self.nodes.get(r.node).fd)
+        os.rmdir(_name(r.body), dir_fd=self.nodes.own(r.node).fd)
         return b""
 
     def rename(self, r: Request) -> bytes:
@@ -109,14 +110,14 @@ class Operations:
         (new_parent,) = p.U64.unpack_from(r.body)
         old = _name(r.body, offset)
         new = _name(r.body, offset + len(old) + 1)
-        syscalls.renameat2(self.nodes.get(r.node).fd, old, self.nodes.get(new_parent).fd, new, flags)
+        syscalls.renameat2(self.nodes.own(r.node).fd, old, self.nodes.own(new_parent).fd, new, flags)
         self.nodes.renamed(new_parent, new)
         return b""
 
     def link(self, r: Request) -> bytes:
         (old,) = p.U64.unpack_from(r.body)
         name = _name(r.body, p.U64.size)
-        os.link(self.nodes.path(old), name, dst_dir_fd=self.nodes.get(r.node).fd, follow_symlinks=True)
+        os.link(self.nodes.path(old), name, dst_dir_fd=self.nodes.own(r.node).fd, follow_symlinks=True)
         return self.nodes.lookup(r.node, name)
 
     # -- attributes --------------------------------------------------------------------------------------------------------------------
@@ -174,23 +175,43 @@ class Operations:
 
     def open(self, r: Request) -> bytes:
         flags, _ = p.OPEN_IN.unpack_from(r.body)
-        node = self.nodes.get(r.node)
+        node = self.nodes.own(r.node)
         path, mode = f"/proc/self/fd/{node.fd}", flags & ~_NOT_AT_HOME | os.O_CLOEXEC
         fd = os.open(path, mode)
         return self._opened(r, node, fd, flags, _keeps_cache(node, fd))
 
-    def open_to_execute(self, r: Request) -> bytes | None:
-        """OPEN of a program that the guest may execute but not read: only root can open it, as the guest's kernel would."""
+    def may_execute(self, r: Request) -> bool:
+        """Whether OPEN is of a program that the guest, as which we act, may execute though not read."""
         flags, _ = p.OPEN_IN.unpack_from(r.body)
-        if not flags & p.FMODE_EXEC:
-            return None
+        node = self.nodes.own(r.node)
+        return bool(flags & p.FMODE_EXEC) and os.access(f"/proc/self/fd/{node.fd}", os.X_OK, effective_ids=True)
+
+    def open_to_execute(self, r: Request) -> bytes:
+        """OPEN of such a program: only root can, as the guest's kernel would."""
+        flags, _ = p.OPEN_IN.unpack_from(r.body)
+        return self._opened(r, self.nodes.get(r.node), os.open(self.nodes.path(r.node), os.O_RDONLY | os.O_CLOEXEC), flags, 0)
+
+    def open_held(self, r: Request, access: Callable[[Key], int | None]) -> bytes | None:
+        """OPEN, with root's privileges, of a file that the guest holds open in this way already (``access``); None for any other."""
+        flags, _ = p.OPEN_IN.unpack_from(r.body)
         node = self.nodes.get(r.node)
-        return self._opened(r, node, os.open(self.nodes.path(r.node), os.O_RDONLY | os.O_CLOEXEC), flags, 0)
+        wanted = (READS, WRITES, READS | WRITES)[flags & os.O_ACCMODE]
+        if flags & os.O_TRUNC or wanted & ~(access(node.key) or 0):
+            return None
+        return self._opened(r, node, os.open(f"/proc/self/fd/{node.fd}", flags & ~_NOT_AT_HOME | os.O_CLOEXEC), flags, 0)
+
+    def open_held_directory(self, r: Request, access: Callable[[Key], int | None]) -> bytes | None:
+        """OPENDIR, with root's privileges, of a directory that the guest holds: readable only if the guest has it open."""
+        node = self.nodes.get(r.node)
+        held = access(node.key)
+        if held is None:
+            return None
+        return self._opened_directory(r, node, os.O_RDONLY if held & READS else os.O_PATH)
 
     def create(self, r: Request) -> bytes:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(r.body)
         name = _name(r.body, p.CREATE_IN.size)
-        directory = self.nodes.get(r.node).fd
+        directory = self.nodes.own(r.node).fd
         os.umask(umask)
         # NONBLOCK: something that waits (a FIFO) may have taken the name at home just now
         wanted = flags & ~_NOT_AT_HOME | flags & os.O_EXCL | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -259,10 +280,12 @@ class Operations:
     # -- directories -----------------------------------------------------------------------------------------------------------------
 
     def opendir(self, r: Request) -> bytes:
-        node = self.nodes.get(r.node)
-        fd = os.open(f"/proc/self/fd/{node.fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._opened_directory(r, self.nodes.own(r.node), os.O_RDONLY)
+
+    def _opened_directory(self, r: Request, node: Node, mode: int) -> bytes:
+        fd = os.open(f"/proc/self/fd/{node.fd}", mode | os.O_DIRECTORY | os.O_CLOEXEC)
         node.handles += 1
-        return p.OPEN_OUT.pack(self.handles.add(OpenDirectory(fd, r.node)), 0, 0)
+        return p.OPEN_OUT.pack(self.handles.add(OpenDirectory(fd, r.node, node.key)), 0, 0)
 
     def readdir(self, r: Request) -> bytes:
         return self._readdir(r, None)

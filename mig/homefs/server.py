@@ -25,6 +25,7 @@ from mig import wire
 from mig.homefs import protocol as p
 from mig.homefs.channel import Channel
 from mig.homefs.credentials import Groups
+from mig.homefs.guest import Guest, Held, Key
 from mig.homefs.handles import HandleTable
 from mig.homefs.locks import LockTable
 from mig.homefs.nodes import NodeTable, Synthetic, Validity
@@ -54,7 +55,6 @@ class Mount:
         self.locks = LockTable(name, self.nodes, self.handles, server.ancestors)
         self.operations = Operations(self.nodes, self.handles, self.locks, server.synthetic)
         self.sockets: list[socket.socket] = []
-        self.channels = 0
         self.notifications: socket.socket | None = None
         self._notifying = threading.Lock()
 
@@ -102,7 +102,8 @@ class Mount:
 
 
 class HomeServer:
-    """Serves the tree below ``root`` to callers that know ``token`` (32 bytes).  ``groups`` (uid -> gids) may be changed at any time.
+    """Serves the tree below ``root`` to callers that know ``token`` (32 bytes).  ``groups`` (uid -> gids) may be changed at any time,
+    ``guest`` before a mount is made; nobody's by default.
 
     Needs root.  Raises the soft RLIMIT_NOFILE of the process to the hard one.
     ``locks.allow_interrupts`` must have been called in the main thread.
@@ -121,6 +122,8 @@ class HomeServer:
             raise ValueError(f"the token must have {p.TOKEN_SIZE} bytes")
         self._token, self._secure = token, secure
         self.groups: Groups = {} if groups is None else groups
+        self.guest = Guest()
+        self.held = Held()
         self.ancestors: set[int] = set()
         self.validity = validity or Validity()
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -175,7 +178,7 @@ class HomeServer:
             try:
                 s.sendall(p.ACCEPTED)
                 if kind == p.REQUESTS:
-                    Channel(s, mount.operations, self.groups).run()
+                    Channel(s, mount.operations, self.groups, MountRights(self, mount, str(peer[0]))).run()
                 else:
                     _await_end(s)
             except (OSError, EOFError) as e:
@@ -223,12 +226,51 @@ class HomeServer:
         """See :meth:`LockTable.list`, of all mounts."""
         return [row for m in self.mounts() for row in m.locks.list()]
 
+    def note(self, host: str, what: str) -> None:
+        """A host asked for what is not its guest's: counted, and logged once a minute."""
+        self._strangers.say(log, host, what)
+
     def close(self) -> None:
         """End all mounts; their threads release what they hold."""
         for m in self.mounts():
             m.shut_down()
+        self.held.close()
         self.synthetic.close()
         os.close(self.root_fd)
+
+
+class MountRights:
+    """What the guest holds, as the connections of one mount ask for it: at home in the frozen original, elsewhere on its other mounts."""
+
+    def __init__(self, server: HomeServer, mount: Mount, host: str) -> None:
+        self._server, self._mount, self._host = server, mount, host
+
+    @property
+    def guest(self) -> Guest:
+        """Who it is."""
+        return self._server.guest
+
+    def access(self, key: Key) -> int | None:
+        """How the guest has this file open (READS, WRITES); 0: as its working directory, or a name that it knows; None: not at all."""
+        found = self._server.held.holdings().open.get(key)
+        for m in self._server.mounts():
+            if m is not self._mount:
+                known = 0 if m.nodes.knows(key) else None
+                for modes in m.handles.modes(key):
+                    known = (known or 0) | modes
+                if known is not None:
+                    found = (found or 0) | known
+        return found
+
+    def holds(self, key: Key) -> bool | None:
+        """True: it does; False: only on the way to what it holds; None: neither."""
+        if self.access(key) is not None:
+            return True
+        return False if key in self._server.held.holdings().ways else None
+
+    def refuse(self, what: str) -> None:
+        """Count and log it."""
+        self._server.note(self._host, what)
 
 
 def tune(s: socket.socket) -> None:

@@ -11,7 +11,12 @@ import os
 from ctypes import c_char_p, c_int, c_int64, c_long, c_uint, c_void_p
 from typing import NoReturn
 
-NR_setgroups, NR_setfsuid, NR_setfsgid, NR_tgkill = 116, 122, 123, 234
+NR_setgroups, NR_setfsuid, NR_setfsgid, NR_capset, NR_tgkill = 116, 122, 123, 126, 234
+CAPS_OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
+"""CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID: they come and go with setfsuid."""
+CAPS_OF_IDS = 1 << 6 | 1 << 7
+"""SETGID, SETUID"""
+_CAPABILITY_VERSION_3 = 0x20080522
 AT_FDCWD = -100
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
@@ -57,6 +62,14 @@ def setfsgid(gid: int) -> None:
 def setgroups(gids: ctypes.Array[c_uint]) -> None:
     """The calling thread's only, unlike glibc's and Python's."""
     if _held.syscall(NR_setgroups, len(gids), ctypes.addressof(gids)) < 0:
+        _fail()
+
+
+def keep_capabilities(mask: int) -> None:
+    """The calling thread keeps only these, for ever."""
+    header = (c_uint * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (c_uint * 6)(mask, mask, 0, 0, 0, 0)
+    if _libc.syscall(c_long(NR_capset), ctypes.byref(header), ctypes.byref(data)) < 0:
         _fail()
 
 

@@ -23,12 +23,14 @@ WORTH_PRECOPY = 64 << 20
 @dataclass(frozen=True)
 class Situation:
     """``hideable``: bytes of memory that can be left out; ``record_locks``: the process holds POSIX locks; ``lazy``: userfaultfd and
-    CRIU's lazy restore are there on this node; ``tracking``: writes can be tracked here."""
+    CRIU's lazy restore are there on this node; ``tracking``: writes can be tracked here;
+    ``no_shim``: why CRIU cannot be made to leave anything out."""
 
     hideable: int
     record_locks: bool = False
     lazy: bool = True
     tracking: bool = False
+    no_shim: str = ""
 
 
 def choose(wanted: str, s: Situation) -> tuple[Mode, str]:
@@ -39,6 +41,8 @@ def choose(wanted: str, s: Situation) -> tuple[Mode, str]:
         return "full", "its node may go down: nothing may stay behind"
     if not s.lazy:
         return "full", "userfaultfd or CRIU's lazy restore is missing on this node"
+    if s.no_shim:
+        return "full", f"{s.no_shim}: run `make env` on this node"
     if s.record_locks:
         return "full", "it holds record locks, which CRIU does not restore beside lazy pages"
     if wanted == "auto" and s.hideable < WORTH_HIDING:

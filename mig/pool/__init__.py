@@ -7,6 +7,7 @@ timing      every interval, with its reason; our own preset and memberlist's pub
 message     what a datagram says, as plain objects; ``wire`` turns it into msgpack and back, versioned and append-only
 table       what is known of each node, as columns, so that ten thousand views of ten thousand nodes fit into one process
 loads       which load entries are worth sending: the freshest
+wanted      whose records we lack
 rumors      what changed (joined, suspect, dead, left), passed on a few times by everybody who hears it
 probes      SWIM's probes with Lifeguard's awareness of oneself
 suspicion   how long a node that does not answer may still show that it lives

@@ -6,6 +6,8 @@ in nor choosing a hundred of ten thousand sorts anything or makes a new object.
 
 from __future__ import annotations
 
+from itertools import islice
+
 from mig.pool.message import Group, Load, Sample
 from mig.pool.table import Table
 
@@ -53,6 +55,8 @@ class Loads:
                 i = s[0]
                 if i < known:
                     old = samples[i]
+                    if old is s:  # handed on without being packed, as in the simulator
+                        continue
                     if old is not None:
                         if not 0 < (s[1] - old[1]) & 0xFFFF < 0x8000 and when - made[i] < _WRAPS:
                             continue
@@ -76,15 +80,19 @@ class Loads:
         out = [self.own(tenths)]
         room -= 1
         samples, states = self.table.samples, self.table.states
-        for when in range(tenths + 1, tenths - OLDEST, -1):
-            bucket = self._buckets.get(when)
-            if not bucket:
+        for when in sorted(self._buckets, reverse=True):
+            if not tenths - OLDEST < when <= tenths + 1:
                 continue
-            current = [s for s in bucket if samples[s[0]] is s and states[s[0]] <= 1]
-            if len(current) < len(bucket):
+            bucket = self._buckets[when]
+            current = [s for s in bucket[:room] if samples[s[0]] is s and states[s[0]] <= 1]
+            if len(bucket) > room:
+                current += islice((s for s in bucket[room:] if samples[s[0]] is s and states[s[0]] <= 1), room - len(current))
+            elif not current:
+                del self._buckets[when]
+            elif len(current) < len(bucket):
                 self._buckets[when] = current[:]  # what has been replaced is not looked at again
             if current:
-                out.append((max(tenths - when, 0), current[:room]))
+                out.append((max(tenths - when, 0), current))
                 room -= len(current)
                 if room <= 0:
                     break

@@ -19,10 +19,9 @@ from mig.pool.rumors import Rumors
 from mig.pool.suspicion import EXPECTED, Suspicion, duration
 from mig.pool.table import Table
 from mig.pool.timing import Timing
+from mig.pool.wanted import Wanted
 
 _RECORD = tuple(name for name, _ in wire.RECORD if name not in ("incarnation", "state"))
-_GROWN = 4096
-"""Wanted ids that are remembered at most."""
 
 
 class Members:
@@ -37,8 +36,7 @@ class Members:
         self.refuting = False
         """Whether somebody spoke ill of us and we have to answer."""
         self.changed_record = False
-        self.wanting: set[int] = set()
-        """Nodes whose record we lack, or have an old one of."""
+        self.wanted = Wanted()
         self._reviving: set[int] = set()
         self._left = False
         self._life = me.incarnation
@@ -111,7 +109,7 @@ class Members:
         news = r.incarnation > (t.incarnations[r.id] if old else -1)
         t.put(r)
         if r.incarnation >= t.incarnations[r.id]:
-            self.wanting.discard(r.id)
+            self.wanted.got(r.id)
         rebooted = old is not None and old.boot != r.boot
         before = NAMES[t.states[r.id]] if old else ""
         if r.state == "left":
@@ -133,7 +131,7 @@ class Members:
             return False
         if not self.table.knows(r.id):
             if r.state in (ALIVE, SUSPECT, STALLED):
-                self._want(r.id)
+                self.wanted.add(r.id)
             return False
         if r.incarnation < self.table.incarnations[r.id]:
             return False
@@ -155,7 +153,7 @@ class Members:
 
     def _reborn(self, now: float, r: Rumor, gone: bool, out: Outcome) -> bool:
         self.table.incarnations[r.id] = r.incarnation
-        self._want(r.id)
+        self.wanted.add(r.id)
         if gone:
             self._reviving.add(r.id)  # as soon as its record says which boot it is
         elif self.table.states[r.id] == SUSPECT:
@@ -297,7 +295,3 @@ class Members:
         before = NAMES[self.table.states[node]]
         self.table.set_state(node, state)
         out.changes.append(Changed(self.table.info(node, int(now * 10)), before))
-
-    def _want(self, node: int) -> None:
-        if len(self.wanting) < _GROWN:
-            self.wanting.add(node)

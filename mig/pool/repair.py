@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mig.pool.message import ALIVE, LEFT, Digest, Rumor
+from mig.pool.message import ALIVE, LEFT, SUSPECT, Digest, Rumor
 from mig.pool.table import Table
 
 MEMBERS = 8
@@ -31,10 +31,9 @@ def digest(table: Table, me: Rumor, part: int) -> Digest:
 def sums(table: Table, me: Rumor, buckets: int, first: int, width: int) -> tuple[int, ...]:
     """Sums of the buckets of a window, over everybody who is not gone."""
     out = [0] * width
-    for i in table.up():
+    for i in _inside(table, buckets, first, width):
         b = i % buckets - first
-        if 0 <= b < width:
-            out[b] = out[b] + _mix(i, table.incarnations[i]) & 0xFFFFFFFF
+        out[b] = out[b] + _mix(i, table.incarnations[i]) & 0xFFFFFFFF
     b = me.id % buckets - first
     if 0 <= b < width and me.state != LEFT:
         out[b] = out[b] + _mix(me.id, me.incarnation) & 0xFFFFFFFF
@@ -53,6 +52,15 @@ def differing(table: Table, me: Rumor, theirs: Digest) -> list[Rumor]:
     return out
 
 
+def _inside(table: Table, buckets: int, first: int, width: int) -> Iterable[int]:
+    """Everybody in a window who is not gone: of a large pool a small part, found without looking at the others."""
+    if width == buckets:
+        return table.up()
+    known = len(table.states)
+    window = (i for base in range(first, known, buckets) for i in range(base, min(base + width, known)))
+    return (i for i in window if table.records[i] is not None and table.states[i] <= SUSPECT)
+
+
 def _held(table: Table, me: Rumor, node: int) -> Rumor:
     state = table.states[node]
     # a suspicion is passed on by rumour, with who has it; here it would look like a confirmation
@@ -62,9 +70,3 @@ def _held(table: Table, me: Rumor, node: int) -> Rumor:
 def _mix(node: int, incarnation: int) -> int:
     x = (incarnation ^ incarnation >> 32 ^ node << 16 ^ node) * 0x9E3779B1 & 0xFFFFFFFF
     return (x ^ x >> 15) * 0x85EBCA6B & 0xFFFFFFFF
-
-
-def fits(rumors: Iterable[Rumor], room: int) -> list[list[Rumor]]:
-    """Rumours in portions of at most ``room``."""
-    everything = list(rumors)
-    return [everything[at : at + room] for at in range(0, len(everything), room)]

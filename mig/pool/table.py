@@ -76,8 +76,9 @@ class Table:
 
     def set_state(self, node: int, state: int) -> None:
         """Its state from now on."""
+        if (self.states[node] <= SUSPECT) != (state <= SUSPECT):
+            self._up = None
         self.states[node] = state
-        self._up = None
         if state != SUSPECT:
             self.suspects.pop(node, None)
         if state <= SUSPECT:
@@ -89,6 +90,7 @@ class Table:
         self.records[node] = self.samples[node] = None
         self.incarnations[node] = 0
         self.set_state(node, ALIVE)
+        self._up = None
 
     def adopt(self, other: Table) -> None:
         """Know what the other one knows: how a simulation begins with a pool that has been up for long."""

@@ -90,10 +90,12 @@ def decode(body: dict[str, Any]) -> Message:
 
 def size(m: Message) -> int:
     """Upper bound of the packed length, quickly: what the simulator counts, and what fits."""
-    n = FRAME + 5 * _KEY + _RUMOR_MOST * len(m.rumors) + 3 * len(m.wants) + _LOAD.size * sum(len(samples) for _, samples in m.loads)
-    if m.digest:
-        n += 16 + 4 * len(m.digest.sums)
-    return n + sum(map(record_size, m.records))
+    n = FRAME + 5 * _KEY + _RUMOR_MOST * len(m.rumors) + 3 * len(m.wants)
+    for _, samples in m.loads:
+        n += _LOAD.size * len(samples)
+    for r in m.records:
+        n += record_size(r)
+    return n + 16 + 4 * len(m.digest.sums) if m.digest else n
 
 
 def rumors_that_fit(m: Message) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from mig import wire
+from mig.homefs.guest import Guest
 
 REPO = str(Path(__file__).parents[2])
 
@@ -137,10 +138,13 @@ class Home(Place):
         os.close(w)
         fds = {"--token-fd": r, "--control-fd": theirs.fileno()}
         args = [sys.executable, "-c", HOME, here, str(nofile), *(str(x) for kv in fds.items() for x in kv)]
-        self.proc = subprocess.Popen(args, cwd=REPO, pass_fds=list(fds.values()))
+        self.log = Path(f"{here}/log")
+        with self.log.open("wb") as log:
+            self.proc = subprocess.Popen(args, cwd=REPO, pass_fds=list(fds.values()), stderr=log)
         os.close(r)
         theirs.close()
         self.port = wire.recv(self.control)["port"]
+        self.ask("guest", guest=Guest(privileged=True).to_map())
         self.hosts: list[Host] = []
         super().__init__(self.proc.pid, here)
 
@@ -160,6 +164,7 @@ class Home(Place):
             assert self.ask("quit") == {"op": "bye"}
             assert self.proc.wait(10) == 0
         self.control.close()
+        print(self.log.read_text(), file=sys.stderr)
         shutil.rmtree(self.here)
 
 

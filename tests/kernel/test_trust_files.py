@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from mig import paths, wire
+from mig.homefs.guest import Guest
 from mig.trust import links, store
 
 HOST = """
@@ -65,6 +66,8 @@ class Pool:
         theirs.close()
         self.control = ours
         port = wire.recv(ours)["port"]
+        wire.send(ours, op="guest", guest=Guest(privileged=True).to_map())
+        assert wire.recv(ours)["op"] == "guest"
         self.host = subprocess.Popen(
             [sys.executable, "-c", HOST, str(paths.TRUST), str(self.at), str(port), token.hex()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,

@@ -95,7 +95,7 @@ complete -c mosps -f
 complete -c mosps -s h -l help -d 'show this help message and exit'
 complete -c mosps -l version -d 'show program\'s version number and exit'
 complete -c mosps -s a -l all -d 'those of all users (root sees them anyway)'
-complete -c mosps -l json -d 'print a list of objects: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm, arriving, holder'
+complete -c mosps -l json -d 'print a list of objects: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm, arriving, holder, waiting_for, waiting_s'
 
 complete -c mosctl -f
 complete -c mosctl -s h -l help -d 'show this help message and exit'

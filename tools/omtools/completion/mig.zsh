@@ -50,7 +50,7 @@ _mig_mosps() {
         '--version[show program'\''s version number and exit]' \
         '(-a --all)-a[those of all users (root sees them anyway)]' \
         '(-a --all)--all[those of all users (root sees them anyway)]' \
-        '--json[print a list of objects\: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm, arriving, holder]'
+        '--json[print a list of objects\: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm, arriving, holder, waiting_for, waiting_s]'
 }
 
 _mig_mosctl() {
