@@ -21,7 +21,7 @@ test: env ## all tests; PART=unit|kernel|cluster|faults for one part, ARGS= for 
 	@$(if $(PART)$(ARGS),$(PYTHON) -m pytest $(if $(PART),tests/$(PART)) $(ARGS),tests/all.sh $(PYTHON))
 
 soak: env ## the tests that take minutes: many moves, large simulations, hostile input; PART= and ARGS= as above
-	@sh tools/omtools/setup/bootstrap.sh test
+	@sh tools/omtools/setup/bootstrap.sh test soak
 	@$(PYTHON) -m pytest -m long $(if $(PART),tests/$(PART)) $(ARGS)
 
 bench: env ## measure pauses, moves and start-up, beside runc and plain CRIU

@@ -75,6 +75,7 @@ class External(Mapped):
     dir: str = "r"  # pipe: r | w, seen from the guest; tty: rw
     holders: list[list[int]] = field(default_factory=list)  # [pid, fd] pairs inside the tree
     shared: bool = False  # others at home read from it too: input is passed on only when the guest asks for it
+    alone: bool = False  # pipe: nobody outside of the tree was seen to hold either end
     index: int = -1  # tty: N of /dev/pts/N
     termios: list[Any] = field(default_factory=list)  # tty: as termios.tcgetattr, control characters as ints or bytes
     winsize: bytes = b""  # tty: struct winsize
@@ -121,6 +122,7 @@ class ProcessFacts(Mapped):
     externals: list[External] = field(default_factory=list)
     shared_files: list[SharedFile] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    passing: bool = False  # the reasons, or some of them, are those of a moment: looking again may find none
     privileges: list[str] = field(default_factory=list)  # what a host refuses unless it takes root's processes
 
     @classmethod
@@ -150,7 +152,10 @@ class GuestState(Mapped):
     comm: str = ""
     start: int = 0
     since: float = 0.0  # wall time at which it came to where it is
+    hold_until: float = 0.0  # keeper: wall time until which no balancer moves it, because somebody put it there by hand
     host_pid: int = 0  # keeper: the guest's pid as this node sees it
     helper: int = 0  # pid of the agent or keeper
     arriving: int = 0  # bytes of its memory that have not reached it yet
+    waiting_for: str = ""  # the node that should send them and is silent
+    waiting_s: float = 0.0  # for how many seconds
     holder: int = 0  # agent: pid of the process at home that holds them

@@ -146,6 +146,9 @@ class PeerServer:
         if op == "info":
             info, k, mem = self.live(but=str(m.get("who", "")))
             return {"op": "info", "node": dataclasses.asdict(info), "reserved_k": k, "reserved_mem": mem}
+        if op == "consider":
+            _, _, _, reasons = self._consider(m)
+            return {"op": "considered", "reasons": reasons}
         if op == "events":
             return pool_events.answer(self.events, m)
         if op == "reserve":
@@ -179,15 +182,21 @@ class PeerServer:
         home = self.sampler.info.name
         return sum(k.state.rss for k in self.guests.keepers() if k.state and k.state.home != home)
 
-    async def _prepare(self, conn: socket.socket, m: dict[str, Any], source: str) -> None:
+    def _consider(self, m: dict[str, Any]) -> tuple[ProcessFacts, NodeInfo | None, NodeInfo, list[str]]:
+        """The process that a request is about, its home (None: not known here), our own entry, and everything that speaks against it."""
         facts, home = ProcessFacts.from_map(m["facts"]), self._home(m)
+        info, _, reserved = self.live(but=reservation(home.id, facts.pid) if home else "")
         if home is None:
-            why = f"{self.sampler.info.name} does not know the home of the process yet, node {m['home'].get('id')}"
-            await wire.asend(conn, op="refused", reasons=[why])
+            return facts, None, info, [f"{info.name} does not know the home of the process yet, node {m['home'].get('id')}"]
+        reasons = admit(facts, home, info, self.config, hosted=info.guests, reserved_mem=reserved, hosted_mem=self._hosted_mem())
+        return facts, home, info, reasons
+
+    async def _prepare(self, conn: socket.socket, m: dict[str, Any], source: str) -> None:
+        facts, home, info, reasons = self._consider(m)
+        if home is None:
+            await wire.asend(conn, op="refused", reasons=reasons)
             return
         who = reservation(home.id, facts.pid)
-        info, _, reserved = self.live(but=who)
-        reasons = admit(facts, home, info, self.config, hosted=info.guests, reserved_mem=reserved, hosted_mem=self._hosted_mem())
         if int(m.get("v", wire.VERSION)) > wire.VERSION or int(m.get("v", wire.VERSION)) < wire.OLDEST:
             reasons.append(f"{info.name} speaks version {wire.VERSION}, the source {m.get('v')}")
         if reasons:

@@ -14,7 +14,7 @@ from mig.economy.judge import Knobs
 from mig.economy.measured import Measured
 from mig.economy.price import NodeView
 from mig.errors import BadInput
-from mig.model import NodeInfo
+from mig.model import NodeInfo, ProcessFacts
 from mig.trust import links
 
 _ASK = 2.0
@@ -104,6 +104,13 @@ class Targets:
             self.note(n, k, mem)
             return [], False
         return [str(r) for r in m.get("reasons", ())] or [f"{n.name} refuses"], m.get("wait") is True
+
+    async def consider(self, n: NodeInfo, facts: ProcessFacts) -> list[str]:
+        """What it has against a process of ours, which is not sent; a node of an older version tells nothing."""
+        m = await self._request(n, op="consider", facts=dataclasses.asdict(facts), home=dataclasses.asdict(self.me()))
+        if m is None:
+            return [f"{n.name} does not answer"]
+        return [str(r) for r in m.get("reasons", ())]
 
     async def events(self, n: NodeInfo, **m: Any) -> dict[str, Any] | None:
         """What happened there, see :func:`omdiscd.pool_events.answer`; None when it does not answer."""

@@ -77,6 +77,8 @@ class Agent:
         self._over = False
         self._shelved = False
         self._source: HomeSource | None = None  # while it still serves memory
+        self._hold_s = 0.0
+        self._members: holding.Members | None = None  # of the tree that left home, while their memory is served
         self._tasks = Tasks()
         self.row = GuestState(
             role="agent", pid=pid, home=node.name, where=node.name, state="running", uid=self.facts.uid, comm=self.facts.comm,
@@ -93,6 +95,7 @@ class Agent:
         self._tasks.cancel()
         if self._source is not None:
             await self._source.close()
+        await self._end_members()
         self.externals.close()
         self.board.close()
         for k in self.links.values():
@@ -160,6 +163,7 @@ class Agent:
         async with self._moving:
             self._set(state="moving")
             self._dest, self._trail = to.name, {"mid": "", "step": "ask"}
+            self._hold_s = float(m.get("hold_s") or 0)
             self._tell = lambda e: answer(e, {})
             try:
                 result = await self._move(to, str(m.get("mode", "remote")), float(m.get("timeout") or 0), progress, m)
@@ -261,13 +265,11 @@ class Agent:
         self._set(state="settling", where=to.name, nmigs=1, since=time.time())
         self._arrive(1, [e.id for e in source.facts.externals])
         await self.watchers.changed()
+        holds = source.carrier.mode != "full"
         try:
-            for p in procfs.tree(self.pid)[1:]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(p, signal.SIGKILL)
+            self._keep_members(source)
             assert source.converter is not None
             await holding.keep_exit_writes(source)
-            holds = source.carrier.mode != "full"
             deputy = await source.converter.convert(self.pid, str(source.group.path), self.drop_signals, hold=holds)
             self.row.holder = deputy.holder or 0
             self.deputy = DeputyLink(deputy, self._deputy_signal, self._deputy_died)
@@ -286,6 +288,19 @@ class Agent:
             self._tasks.spawn(self._lost(f"its keeper on {to.name} died right after it had arrived"))
         self._tasks.spawn(self._hold(source))
 
+    def _keep_members(self, source: HomeSource) -> None:
+        """The descendants run elsewhere: here they end at once, or, where their memory is still to be sent, later."""
+        descendants = procfs.tree(self.pid)[1:]
+        if needed := source.held_members() & set(descendants):
+            self._members = holding.Members(sorted(needed))
+        for p in set(descendants) - needed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(p, signal.SIGKILL)
+
+    async def _end_members(self) -> None:
+        if self._members is not None:
+            await self._members.end()
+
     async def _hold(self, source: HomeSource) -> None:
         """The original's memory is held until the guest has all of it; a full dump has nothing to hold."""
         self._source = source
@@ -295,6 +310,7 @@ class Agent:
             log.info("all memory has arrived: %d bytes", source.bytes + moved.bytes)
         except MigError as e:
             log.error("the memory of the original is lost: %s", e.message)  # its guest is ended by its keeper, which says why
+        await self._end_members()
         await holding.let_go(self.row.holder, self.deputy)
         self.row.holder = 0
         self._source = None
@@ -317,7 +333,7 @@ class Agent:
             "op": "prepare", "v": wire.VERSION, "mid": mid, "epoch": epoch, "mode": mode,
             "home": dataclasses.asdict(self.node), "agent": [self.board.addr, self.board.port],
             "files": [self.files.addr, self.files.port], "token": self.token,
-            "nmigs": self.row.nmigs + 1,
+            "nmigs": self.row.nmigs + 1, "hold_s": self._hold_s,
         }  # fmt: skip
 
     async def expire_names(self) -> None:
@@ -461,6 +477,7 @@ class Agent:
                 await k.send("expired")
             case "stats":
                 self._set(cpu_s=float(m.get("cpu_s", 0)), rss=int(m.get("rss", 0)), arriving=int(m.get("arriving", 0)))
+                self._set(waiting_for=str(m.get("waiting_for", "")), waiting_s=float(m.get("waiting_s", 0)))
             case "shelved" if k.epoch == self.epoch:
                 self._shelved = bool(m.get("on"))
                 if self.row.state in ("running", "stopped", "frozen"):
@@ -484,7 +501,7 @@ class Agent:
 
     async def _memory_arrived(self, m: dict[str, Any]) -> None:
         """A keeper's word: of the host where the guest is now, that it has everything; of the one before, that it is free."""
-        self._set(arriving=0)
+        self._set(arriving=0, waiting_for="", waiting_s=0.0)
         if "faults" in m:
             figures = {k: m[k] for k in ("bytes", "faults", "fault_p50_us") if k in m}
             await self.watchers.event(
@@ -508,6 +525,7 @@ class Agent:
     async def _guest_ended(self, status: int, positions: dict[int, int]) -> None:
         """The guest ended: its output first, then the deputy ends in the same way."""
         self._over = True
+        await self._end_members()  # they hold the ends of pipes whose readers wait for the end of the file
         if not self._arrived.is_set():
             e = MoveFailed(f"{self.facts.comm} ({self.pid}) ended on {self.row.where} before it was moved")
             self._answer_hop({"ok": False, "error": e.to_wire()})
@@ -536,6 +554,7 @@ class Agent:
             t=time.time(), kind="lost", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="lost",
             reason=f"the guest is lost: {why}", **{"from": self.row.where},
         )  # fmt: skip
+        await self._end_members()
         await self._end_deputy(signal.SIGKILL)
         self._finish()
 

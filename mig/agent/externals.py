@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable, Collection
@@ -16,6 +17,10 @@ from mig.kernel import libc
 from mig.model import External, ProcessFacts
 
 log = logging.getLogger(__name__)
+
+
+class Gone(MoveFailed):
+    """What was to be copied has been closed since it was seen: looking again helps."""
 
 
 class Externals:
@@ -31,7 +36,7 @@ class Externals:
         self._files: dict[int, int] = {}  # index of a shared file -> our copy of its descriptor
 
     def open(self, facts: ProcessFacts) -> None:
-        """Take copies of the descriptors; what an earlier attempt left is closed.  Raises :class:`MoveFailed`."""
+        """Take copies of the descriptors; what an earlier attempt left is closed.  Raises :class:`Gone`, :class:`MoveFailed`."""
         self.close()
         try:
             for e in facts.externals:
@@ -40,20 +45,19 @@ class Externals:
                 self._files[i] = libc.pidfd_getfd(f.pid, f.fd)
         except OSError as e:
             self.close()
+            kind = Gone if e.errno in _CLOSED else MoveFailed
             hint = "it may have closed it just now: try again"
-            raise MoveFailed(f"a descriptor that it shares could not be copied: {e}", hint=hint) from e
+            raise kind(f"a descriptor that it shares could not be copied: {e}", hint=hint) from e
 
     def _open(self, e: External) -> HomePipe | HomeTerminal:
         if e.kind == "tty":
             # a process may hold no descriptor of its controlling terminal
-            fd = libc.pidfd_getfd(*e.holders[0]) if e.holders else os.open(f"/dev/pts/{e.index}", os.O_RDWR | os.O_NOCTTY)
+            fd = _copy(e.holders) if e.holders else os.open(f"/dev/pts/{e.index}", os.O_RDWR | os.O_NOCTTY)
             try:
                 return HomeTerminal(fd, self.pid, on_foreground=self._on_foreground, on_lost=_lost)
             finally:
                 os.close(fd)
-        pid, fd = e.holders[0]
-        copy = libc.pidfd_getfd(pid, fd)
-        return home_pipe(copy, e.dir, shared=e.shared, on_closed=lambda: self._on_closed(e.holders), on_lost=_lost)
+        return home_pipe(_copy(e.holders, e.key), e.dir, shared=e.shared, on_closed=lambda: self._on_closed(e.holders), on_lost=_lost)
 
     def numbers(self) -> dict[int, int]:
         """Our descriptors of pipes, which a cell at home takes copies of."""
@@ -108,6 +112,27 @@ class Externals:
             os.close(fd)
         self._ends.clear()
         self._files.clear()
+
+
+_CLOSED = (errno.ESRCH, errno.EBADF)
+
+
+def _copy(holders: list[list[int]], key: str = "") -> int:
+    """A duplicate of what the first of the [pid, fd] pairs has that is still there: a short-lived child may have ended meanwhile.
+
+    ``key``: what it must be, as in /proc/PID/fd.  Raises ``OSError``.
+    """
+    for pid, fd in holders:
+        try:
+            copy = libc.pidfd_getfd(pid, fd)
+        except OSError as e:
+            if e.errno not in _CLOSED:
+                raise
+            continue
+        if not key or os.readlink(f"/proc/self/fd/{copy}") == key:
+            return copy
+        os.close(copy)  # the number has been used again
+    raise OSError(errno.EBADF, f"{key or 'its terminal'} has been closed")
 
 
 def _lost(e: Exception) -> None:

@@ -1,4 +1,7 @@
-"""The memory of the original at home, which the deputy's making leaves to a holder until the guest has all of it.
+"""The memory of the originals at home, until the guest has all of it.
+
+The root's is left by the deputy's making to a holder; other members of the tree stand frozen in a cgroup of their own
+(:class:`Members`).
 
 The holder is a process that shares the old address space (see :mod:`mig.deputy.convert`).  The exec that makes the deputy ends the other
 threads, and the kernel writes into the held memory when a thread ends: zero to its clear_child_tid, and a mark into each robust futex that
@@ -10,13 +13,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import struct
 from typing import TYPE_CHECKING
 
 from mig.criu import images
-from mig.kernel import procfs
+from mig.kernel import cgroup, pidfd, procfs
+from mig.kernel.cgroup import Cgroup
 from mig.memory.postcopy import PostCopy
+from mig.model import ProcessId
 
 if TYPE_CHECKING:
     from mig.agent.deputy_link import DeputyLink
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from mig.memory.page_source import PageSource
 
 PAGE = 4096
+PREFIX = "mig-held-"
 _ROBUST_LIMIT = 2048
 """The kernel's own limit on the length of a robust list."""
 
@@ -61,6 +68,40 @@ def _robust_words(memory: PageSource, head: int) -> list[int]:
     except (OSError, struct.error):
         pass  # the kernel stops there as well
     return out
+
+
+class Members:
+    """The descendants of a process that has left home, frozen where nothing thaws them; ``end`` when nobody needs their memory any more.
+
+    The cgroup's name says whose they are, so that those of an agent that was killed are found (:mod:`mig.migration.sweep`).
+    """
+
+    def __init__(self, pids: list[int]) -> None:
+        """Move them, frozen as they are, into the group.  Raises ``OSError``."""
+        me = pidfd.identity(os.getpid())
+        self.group = Cgroup(cgroup.root() / f"{PREFIX}{me.pid}-{me.start}")
+        self.group.create()
+        self.group.freeze()
+        for p in pids:
+            with contextlib.suppress(ProcessLookupError):
+                self.group.add(p)
+
+    async def end(self) -> None:
+        """Kill them; idempotent."""
+        if self.group.exists():
+            await asyncio.to_thread(end_group, self.group)
+
+
+def end_group(group: Cgroup) -> None:
+    """Kill what is in such a group, and remove it; blocking."""
+    group.kill()
+    group.remove()
+
+
+def owner(name: str) -> ProcessId | None:
+    """The agent whose group of held members has this name; None for other names."""
+    m = re.fullmatch(PREFIX + r"(\d+)-(\d+)", name)
+    return ProcessId(int(m[1]), int(m[2]), pidfd.boot_id()) if m else None
 
 
 async def let_go(holder: int, deputy: DeputyLink | None) -> None:

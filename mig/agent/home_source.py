@@ -5,29 +5,38 @@ Implements :class:`mig.migration.runner.Actions`.  Undo of every step leaves the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mig.agent import home_locks
+from mig.agent.externals import Gone
 from mig.criu import images
 from mig.deputy.helper import Helper
 from mig.errors import CannotMove, MoveFailed
 from mig.inspect.facts import gather
 from mig.kernel import cgroup, procfs
 from mig.kernel.cgroup import Cgroup
+from mig.memory.postcopy import PostCopy
 from mig.migration.journal import BEGIN, CAPTURED, FROZEN, UNLOCKED
 from mig.migration.machine import Step
 from mig.migration.peer import Destination
 from mig.migration.source import SourceBase
+from mig.model import ProcessFacts
 
 if TYPE_CHECKING:
     from mig.agent.agent import Agent
 
 PLAN = [s for s in Step if s not in (Step.HOLD, Step.DRAIN)]
 """At home nothing is in flight: the process uses home's own pipes and terminal."""
+
+
+_LOOKS = 16
+"""Looks at a process that opens and closes all the time what it shares with others."""
 
 
 class Changed(MoveFailed):
@@ -103,19 +112,33 @@ class HomeSource(SourceBase):
     async def _ask(self) -> None:
         a = self.agent
         self.converter = Helper()  # its start-up costs as much CPU as the dump: over long before the freeze
-        self.seen = self._special()
-        facts = gather(a.pid)
-        if facts.reasons:
-            raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=facts.reasons)
-        self.facts = a.facts = facts
+        facts = await self._look()
         self.journal.write(BEGIN, pid=a.pid, start=facts.start, cgroup=str(self.group.path), to=dataclasses.asdict(self.dest.node))
-        await a.open_externals(facts)
-        # of the tree only the root keeps its memory at home; its descendants end when they have moved
         record_locks = bool(home_locks.scan(procfs.tree(a.pid))[1])
-        await self.choose_carrier(a.node, lambda: {a.pid: a.pid}, record_locks=record_locks)
+        await self.choose_carrier(a.node, lambda: {p: p for p in procfs.tree(a.pid) if _lives(p)}, record_locks=record_locks)
         request = await a.prepare_request(self.mid, 1, "remote")
         await self.prepare(request | {"facts": dataclasses.asdict(facts)})
         await a.board.wait_for(1, [e.id for e in facts.externals])
+
+    async def _look(self) -> ProcessFacts:
+        """The facts, with copies taken of what is shared; again where that was gone by then.  Raises :class:`CannotMove`, :class:`Gone`."""
+        a = self.agent
+        for left in reversed(range(_LOOKS)):
+            self.seen = self._special()
+            facts = gather(a.pid)
+            if facts.reasons:
+                if facts.passing and left:
+                    await asyncio.sleep(random.uniform(0.01, 0.05))
+                    continue
+                raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=facts.reasons)
+            try:
+                await a.open_externals(facts)
+                break
+            except Gone:
+                if not left:
+                    raise
+        self.facts = a.facts = facts
+        return facts
 
     async def _capture(self) -> None:
         self.captured = True
@@ -135,7 +158,8 @@ class HomeSource(SourceBase):
             again = gather(self.pid)
             if again.reasons:
                 raise Changed("it changed while the move was prepared", reasons=again.reasons)
-            if {e.key for e in again.externals} - known:
+            # a new pipe was made by the tree itself; if nobody else has it, its other end was closed: it travels in the images
+            if {e.key for e in again.externals if not e.alone} - known:
                 raise Changed("it opened a pipe or terminal shared with others while the move was prepared")
 
     def _special(self) -> set[str]:
@@ -157,6 +181,10 @@ class HomeSource(SourceBase):
         images.mend_interrupted(self.img, self.calls)
         self.agent.drop_signals = images.pending_signals(self.img, self.pid)
 
+    def held_members(self) -> set[int]:
+        """Members of the tree whose memory is not in the images."""
+        return {pid for _, pid, ranges in self.carrier.processes if ranges} if isinstance(self.carrier, PostCopy) else set()
+
     def leave_group(self) -> None:
         """Every member back to where it was (a child born meanwhile: to where its root was), the cgroup away."""
         if not self.group.exists():
@@ -169,6 +197,10 @@ class HomeSource(SourceBase):
             self.converter.__exit__(None, None, None)
             self.converter = None
         await super().close()
+
+
+def _lives(pid: int) -> bool:
+    return procfs.state(pid) not in (None, "Z", "X")
 
 
 def leave(group: Cgroup, old_groups: dict[int, Path], root: int) -> None:

@@ -6,9 +6,11 @@ re-points the channels afterwards.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import os
+import random
 from typing import TYPE_CHECKING, Any
 
 from mig import logs
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from mig.cell.keeper import Keeper
 
 
+_LOOKS = 16
+"""Looks at a guest that starts programs all the time, about which something is found that may be gone in a moment."""
+
+
 class HostSource(SourceBase):
     """The actions of one move of ``keeper``'s guest to ``dest``; ``request`` is the agent's part of the prepare message."""
 
@@ -36,8 +42,13 @@ class HostSource(SourceBase):
         logs.about(self.mid)
         self.keeper, self.request = keeper, request
         self.wanted = memory
+        self.cpu_before = self.cpu_used()
         self.house, self.proxies = keeper.house, keeper.proxies
         self.rest: dict[int, bytes] = {}
+
+    def cpu_used(self) -> float:
+        """As elsewhere, without the guest, which is below us."""
+        return procfs.cpu_s(os.getpid(), but=self.group.procs())
 
     async def do(self, step: Step) -> None:
         """Do one step of the plan."""
@@ -92,8 +103,12 @@ class HostSource(SourceBase):
 
     async def _ask(self) -> None:
         then = self.keeper.facts
-        now = gather(self.pid, guest=True, known_pipes=self.proxies.keys())
-        orphans = [f"process {p} has lost its parent and would be left behind: wait until it has ended" for p in self._orphans()]
+        for _ in range(_LOOKS):
+            now = gather(self.pid, guest=True, known_pipes=self.proxies.keys())
+            orphans = [f"process {p} has lost its parent and would be left behind: wait until it has ended" for p in self._orphans()]
+            if not now.passing and not orphans:
+                break
+            await asyncio.sleep(random.uniform(0.01, 0.05))
         if reasons := [*now.reasons, *orphans]:
             raise CannotMove(f"{now.comm} ({now.pid}) cannot be moved", reasons=reasons)
         of_home = {e.id: e for e in then.externals}

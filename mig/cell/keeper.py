@@ -39,7 +39,7 @@ from mig.criu import features
 from mig.criu.agreed import Agreement, objections, warm_up
 from mig.errors import BadInput, CannotMove, MigError, MoveFailed
 from mig.homefs import mount
-from mig.kernel import libc, pidfd
+from mig.kernel import libc, pidfd, procfs
 from mig.kernel.cgroup import leave_unit
 from mig.memory.pager_link import PagerLink
 from mig.migration import faults
@@ -230,7 +230,8 @@ class Keeper:
         await cell.release()
         try:
             await reach(Fault.AFTER_GO)
-            await wire.asend(self.conn, op="running", host_pid=self.guest.pid)
+            cpu = procfs.cpu_s(os.getpid(), but=self.guest.pids())
+            await wire.asend(self.conn, op="running", host_pid=self.guest.pid, cpu_ms=round(cpu * 1e3))
         except Exception as e:  # whatever it is, the guest runs: the source asks our omdiscd for the answer that it did not get
             log.warning("the answer to GO is lost: %s", e)
             self.conn.close()
@@ -261,7 +262,8 @@ class Keeper:
         """Pages have arrived, or the source does not answer."""
         if self.pager is None or self.over.is_set():
             return
-        self.row.arriving = self.pager.missing
+        self.row.arriving, self.row.waiting_s = self.pager.missing, round(self.pager.silent, 1)
+        self.row.waiting_for = str(self.request["memory"].get("name", "")) if self.pager.silent else ""
         if self.pager.arrived.is_set() and self.row.state in ("running", "stopped", "moving"):
             self._tasks.spawn(self.tell_agent("memory", **self.pager.report))
 
@@ -313,6 +315,7 @@ class Keeper:
     async def _run_guest(self) -> None:
         assert self.guest is not None and self.house is not None
         self.row.state, self.row.host_pid, self.row.since = "running", self.guest.pid, time.time()
+        self.row.hold_until = self.row.since + float(self.request.get("hold_s") or 0)
         await self.tell_agent("running", host_pid=self.guest.pid, proxied=sorted(self.proxies.proxied))
         self._tasks.spawn(self._read_agent())
         self.watchers.start()
@@ -355,7 +358,8 @@ class Keeper:
             assert self.guest is not None
             cpu, self.row.rss = self.guest.usage()
             self.row.cpu_s = self.facts.cpu_s + cpu
-            await self.tell_agent("stats", cpu_s=self.row.cpu_s, rss=self.row.rss, arriving=self.row.arriving)
+            memory = {"arriving": self.row.arriving, "waiting_for": self.row.waiting_for, "waiting_s": self.row.waiting_s}
+            await self.tell_agent("stats", cpu_s=self.row.cpu_s, rss=self.row.rss, **memory)
 
     # -- the home agent --------------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ _PROC_OF_ONES_OWN = frozenset({
     "cmdline", "comm", "io", "limits", "maps", "mountinfo", "mounts", "oom_score", "sched", "schedstat", "smaps", "stat", "statm", "status",
     "wchan",
 })  # fmt: skip
+_DEAD = (2, 6)
+"""States of a process that had ended and waits for its parent: what CRIU restores of it ends at once."""
 _CLASSES = {0: "SCHED_OTHER", 3: "SCHED_BATCH", 5: "SCHED_IDLE"}
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _WRITES = os.O_WRONLY | os.O_RDWR
@@ -154,7 +156,7 @@ class _Look:
             return
         thread = core.thread_core
         if not core.HasField("thread_core") or not thread.HasField("creds"):
-            if not core.HasField("tc") or core.tc.task_state != 6:  # a zombie has none
+            if not core.HasField("tc") or core.tc.task_state not in _DEAD:  # a zombie has none
                 self._no(f"{name}: no credentials")
             return
         c = thread.creds

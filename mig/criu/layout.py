@@ -7,6 +7,7 @@ in a lab node and inside a cell whose root is another machine's: nothing is look
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import os
 import sys
@@ -40,6 +41,19 @@ def needs_shim() -> bool:
     with open("/proc/self/status") as f:
         caps = next(int(line.split()[1], 16) for line in f if line.startswith("CapEff:"))
     return not caps >> CAP_SYS_RESOURCE & 1
+
+
+def shim_problem() -> str:
+    """Why the shim cannot be used, ``""`` when it can: one of another version would let CRIU dump what it should leave out."""
+    shim = os.path.join(base(), "shim.so")
+    try:
+        with open(shim, "rb") as f:
+            compiled = f.read()
+    except FileNotFoundError:
+        return f"there is no {shim}"
+    with open(os.path.join(os.path.dirname(__file__), "shim.c"), "rb") as f:
+        source = hashlib.sha256(f.read()).hexdigest()
+    return "" if f"mig-shim-source:{source}".encode() in compiled else f"{shim} was compiled for another version of mig"
 
 
 @functools.cache

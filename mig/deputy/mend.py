@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from mig.kernel import procfs
 from mig.kernel.ptrace import NO_SYSCALL, U64, Tracee
 
+STARTS = (56, 58, 435)
+"""clone, vfork, clone3: whoever stands frozen in one of them waits for its child."""
 NR_POLL, NR_NANOSLEEP, NR_FUTEX, NR_CLOCK_NANOSLEEP = 7, 35, 202, 230
 TIMER_ABSTIME = 1
 FUTEX_WAIT = 0
@@ -46,6 +48,16 @@ def interrupted(threads: Iterable[tuple[int, int]]) -> list[Call]:
         if call is not None and _is_broken_by_criu(call.nr, call.args):
             out.append(Call(pid, tid, call.nr, call.args))
     return out
+
+
+def in_vfork(threads: Iterable[tuple[int, int]]) -> int:
+    """The process of a thread that waits for the exec or end of the child that it made by vfork, 0: none.  While they are frozen."""
+    for pid, tid in threads:
+        with contextlib.suppress(ProcessLookupError):
+            call = procfs.syscall(pid, tid)
+            if call is not None and call.nr in STARTS:
+                return pid
+    return 0
 
 
 def _is_broken_by_criu(nr: int, args: tuple[int, ...]) -> bool:

@@ -44,8 +44,10 @@ def gather(
     for _ in range(_LOOKS):
         before = procfs.tree(pid)
         facts = _look(pid, guest, known_pipes or {}, ignore, asker)
-        if not facts.reasons or procfs.tree(pid) == before:
-            break  # else a child that was born in between passed for a stranger
+        # a child that was born in between passes for a stranger, and one that has not called exec yet has its parent's memory
+        facts.passing = bool(facts.reasons) and (facts.passing or procfs.tree(pid) != before)
+        if not facts.passing:
+            break
     return facts
 
 
@@ -79,6 +81,7 @@ def _look(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int],
         shared_files=_shared_files(scene),
         privileges=[f"{m.comm} ({m.pid}): {p}" for m, (o, s) in zip(scene.members, seen.items(), strict=True) for p in _privileges(o, s)],
         reasons=cannot_move(scene),
+        passing=any(m.borrows_memory_of for m in scene.members),
     )
 
 
@@ -202,7 +205,7 @@ def _pipes(scene: Scene, known: dict[str, int]) -> list[External]:
         if direction == "rw":
             continue  # both ends are inside; those that others hold too are among the reasons
         shared = direction == "r" and any("r" in h.access for h in others)
-        out.append(External(known.get(target, len(out)), "pipe", target, direction, inside, shared))
+        out.append(External(known.get(target, len(out)), "pipe", target, direction, inside, shared, alone=not others))
     return out
 
 

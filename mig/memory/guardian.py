@@ -1,11 +1,14 @@
-"""The guardian: a process that shares the pager's descriptors, so that no crash of the pager closes a userfaultfd.
+"""Guardians: processes that share the pager's descriptors, so that no crash of the pager closes a userfaultfd.
 
-A userfaultfd that nobody holds any more lets go of its memory, and pages that have not arrived read as zeros: silent corruption.  The
+A userfaultfd that nobody holds any more lets go of its memory, and pages that have not arrived read as zeros: silent corruption.  A
 guardian is made by ``clone(CLONE_FILES)``: every descriptor of the pager, those that the kernel makes for a forked child too, is its own
-as well.  While it lives, threads that need a missing page wait.
+as well.  While one of them lives, threads that need a missing page wait.
 
 It does one thing: when the keeper is gone (whose cell must end with it) it kills the cell, waits until nothing is left of it, and ends.
 Whether a dead pager is replaced is the keeper's decision.
+
+There are two (:data:`COUNT`), each in a session of its own: pager, keeper and one of them may die in the same instant, by hand or by a
+signal to their process group, and the other still ends the guest before it can read a page that has not come.
 """
 
 from __future__ import annotations
@@ -26,10 +29,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.argtypes = [ctypes.c_long] * 6
 _libc.syscall.restype = ctypes.c_long
 _PATIENCE = 30.0
+COUNT = 2
 
 
 def start(keeper: int, cell: Path) -> int:
-    """Fork the guardian of the calling process, which has one thread; returns its pid.  ``cell``: a cgroup; ``keeper``: a pid."""
+    """Fork a guardian of the calling process, which has one thread; returns its pid.  ``cell``: a cgroup; ``keeper``: a pid."""
     pid = int(_libc.syscall(_NR_CLONE, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0))
     if pid < 0:
         raise OSError(ctypes.get_errno(), "clone")
@@ -42,8 +46,11 @@ def start(keeper: int, cell: Path) -> int:
 
 
 def guard(keeper: int, cell: Path) -> None:
-    """The guardian's life."""
+    """A guardian's life."""
     libc.set_name("mig-guardian")
+    os.setsid()
+    with contextlib.suppress(OSError):  # it has no memory to speak of, and must not be chosen for lack of it
+        Path("/proc/self/oom_score_adj").write_text("-1000")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

@@ -72,6 +72,7 @@ class Pager:
         self.counts = {"faults": 0, "demanded": 0, "zeros": 0, "bytes": 0, "stored": 0}
         self.latencies: list[float] = []
         self._closed_before = -1
+        self._heard_at = time.monotonic()
         self._unpacker = Unpacker()
         room = mmap.mmap(-1, MAX_PAYLOAD)
         self._packed, self._packed_address = memoryview(room), ctypes.addressof(ctypes.c_char.from_buffer(room))
@@ -307,6 +308,7 @@ class Pager:
             s.setblocking(False)
             self.poll.register(s, select.EPOLLIN)
         self.demand, self.push = Stream(demand), Stream(push)
+        self._heard_at = time.monotonic()
         if self.pushing:
             self._tell(push, op="push", missing=self._missing())
             self.asked = dict.fromkeys((k for k in self.asked if self.spaces[k[0]].places(k[1], k[1] + PAGE)), time.monotonic())
@@ -316,6 +318,7 @@ class Pager:
     def start_push(self, *, again: bool = False) -> None:
         """The guest runs: everything is wanted.  ``again``: by a pager that took over, so the source is told what that is."""
         self.pushing = True
+        self._heard_at = time.monotonic()
         if self.push is not None:
             self._tell(self.push.sock, op="push", missing=self._missing() if again else None)
 
@@ -356,6 +359,7 @@ class Pager:
     def _receive(self, stream: Stream) -> None:
         try:
             for f in stream.frames():
+                self._heard_at = time.monotonic()
                 self._frame(f)
         except (OSError, EOFError) as e:
             if not self.over:
@@ -437,6 +441,12 @@ class Pager:
     def missing(self) -> int:
         """Bytes that have not arrived."""
         return sum(m.bytes for s in self.spaces.values() for m in s.missing.values())
+
+    @property
+    def silent(self) -> float:
+        """Seconds for which a source that owes us something has said nothing."""
+        owes = self.pushing and not (self.complete and not self.asked)
+        return time.monotonic() - self._heard_at if owes else 0.0
 
     def finished(self) -> bool:
         """Whether nothing is missing, or nobody is left who could miss it."""

@@ -26,10 +26,13 @@ SOCKET = "lazy-pages.socket"
 REPLACEMENTS = 20
 """Pagers that may die before the guest is given up: one that dies again and again has a reason."""
 _START = 15.0
+SILENT = 2.0
+"""Seconds without a word from the source that are worth telling; a busy machine takes a fraction of one."""
 
 
 class PagerLink:
-    """One pager.  ``arrived`` is set when nothing is missing any more; ``missing``: bytes that are."""
+    """One pager.  ``arrived`` is set when nothing is missing any more; ``missing``: bytes that are; ``silent``: seconds for which the
+    source has not said anything, 0 while it is well."""
 
     def __init__(self, first: dict[str, Any]) -> None:
         """Start the process; ``first``: what it is told first."""
@@ -41,11 +44,12 @@ class PagerLink:
         self._reader: asyncio.Future[None] | None = None
         self.arrived = asyncio.Event()
         self.missing = 0
+        self.silent = 0.0
         self.report: dict[str, Any] = {}
         self._restored: asyncio.Event = asyncio.Event()
         self._laid_out: asyncio.Event = asyncio.Event()
         self._tasks = Tasks()
-        self.guardian = 0
+        self.guardians: list[int] = []
         self._spawn()
 
     @classmethod
@@ -80,12 +84,13 @@ class PagerLink:
     def _connected(self, answer: dict[str, Any]) -> None:
         if answer["op"] != "connected":
             raise MigError(f"the page source cannot be reached: {answer.get('error')}")
-        self.guardian, self._log = int(answer["guardian"]), int(answer["log"])
+        self.guardians, self._log = [int(p) for p in answer["guardians"]], int(answer["log"])
 
     async def _replace(self) -> None:
-        """Start another pager, which takes over from the guardian of the one that died.  Raises :class:`MigError`, ``OSError``."""
-        old = self.guardian
-        adopt = {"guardian": old, "log": self._log, "processes": self._processes, "pushing": self._pushing}
+        """Start another pager, which takes over from a guardian of the one that died.  Raises :class:`MigError`, ``OSError``."""
+        old = self.guardians
+        guardian = next((p for p in old if procfs.state(p) not in (None, "Z", "X")), old[0])
+        adopt = {"guardian": guardian, "log": self._log, "processes": self._processes, "pushing": self._pushing}
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -94,7 +99,7 @@ class PagerLink:
         self._sock.setblocking(False)
         await wire.asend(self._sock, **self._first, adopt=adopt)
         self._connected(await asyncio.wait_for(wire.arecv(self._sock), _START))
-        _end_guardian(old)  # the new one has every descriptor by now
+        _end(old)  # the new one has every descriptor by now
         log.warning("the pager died; another has taken over")
 
     async def layout(self, processes: list[Any], lost: Callable[[str], None], changed: Callable[[], None]) -> None:
@@ -123,17 +128,17 @@ class PagerLink:
                         self._laid_out.set()
                     case "restored":
                         self._restored.set()
-                    case "missing" | "waiting":
-                        self.missing = int(m["bytes"])
-                        self.report["waiting"] = m["op"] == "waiting"
+                    case "missing":
+                        self.missing, silent = int(m["bytes"]), float(m["silent"])
+                        self.silent = silent if silent >= SILENT else 0.0
                         changed()
-                    case "guardian":
-                        self.guardian = int(m["pid"])
+                    case "guardians":
+                        self.guardians = [int(p) for p in m["pids"]]
                     case "lost":
                         lost(str(m["why"]))
                     case "all":
                         log.info("all memory is here: %s", m)
-                        self.missing = 0
+                        self.missing, self.silent = 0, 0.0
                         self.report = {k: v for k, v in m.items() if k != "op"}
                         self.arrived.set()
                         changed()
@@ -142,20 +147,22 @@ class PagerLink:
         """A pager that dies with pages missing is replaced, a guardian too; threads that need a page wait meanwhile."""
         while True:
             await _ended(self._process.pid)
-            held = _userfaultfds(self.guardian)  # at once: the guardian may die as well
+            held = [fd for p in self.guardians for fd in _userfaultfds(p)]  # at once: the guardians may die as well
             try:
                 await asyncio.sleep(0.02)  # its last words
                 if self.arrived.is_set():
                     return
                 self._process.wait()
                 self._replaced += 1
-                if not held or not self._restored.is_set() or self._replaced > REPLACEMENTS:
-                    lost("its pager died while memory was missing")
-                    return
-                try:
-                    await self._replace()
-                except (MigError, OSError, EOFError, TimeoutError) as e:
-                    lost(f"its pager died, and no other could take over: {e or type(e).__name__}")
+                why = "its pager died while memory was missing"
+                if held and self._restored.is_set() and self._replaced <= REPLACEMENTS:
+                    try:
+                        await self._replace()
+                        why = ""
+                    except (MigError, OSError, EOFError, TimeoutError) as e:
+                        why = f"its pager died, and no other could take over: {e or type(e).__name__}"
+                if why:
+                    lost(why)
                     await asyncio.sleep(60)  # the guest's end, until which nobody may read a page that has not come
                     return
             finally:
@@ -180,16 +187,15 @@ class PagerLink:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        _end_guardian(self.guardian)
+        _end(self.guardians)
 
 
-def _end_guardian(pid: int) -> None:
-    """End a guardian that has served; it is one of ours only while it bears the name."""
-    try:
-        if pid and procfs.comm(pid) == "mig-guardian":
-            os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+def _end(guardians: list[int]) -> None:
+    """End guardians that have served; one is ours only while it bears the name."""
+    for pid in guardians:
+        with contextlib.suppress(ProcessLookupError):
+            if procfs.comm(pid) == "mig-guardian":
+                os.kill(pid, signal.SIGKILL)
 
 
 def _userfaultfds(guardian: int) -> list[int]:

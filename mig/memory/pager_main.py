@@ -1,11 +1,11 @@
 """``python -m mig.memory.pager_main CONTROL``: the pager's process, started by the keeper before the cell.
 
 The first message on CONTROL says everything: ``socket`` (CRIU's lazy-pages.socket, made here), ``cell`` (its cgroup), ``keeper``, and of
-the source ``node`` (its id), ``addr``, ``port``, ``token``; one that takes over from a dead pager is told ``adopt``: the ``guardian``, the
+the source ``node`` (its id), ``addr``, ``port``, ``token``; one that takes over from a dead pager is told ``adopt``: a ``guardian``, the
 number there of the event ``log``, the ``processes`` of the layout, and whether the guest runs (``pushing``).
 
-Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its userfaultfd), ``all``,
-``waiting`` (the source does not answer), ``lost`` (it is gone).
+Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its userfaultfd), each
+second ``missing`` (bytes, and for how many seconds the source has been ``silent``), ``all``, ``lost`` (the source is gone).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from mig.kernel import libc
 from mig.memory import guardian
 from mig.memory.eventlog import EventLog
 from mig.memory.pager import Pager
+from mig.migration import faults
+from mig.migration.faults import Fault, InjectedFault
 from mig.trust import links
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class Process:
     def __init__(self, control: socket.socket) -> None:
         self.control = control
         self.start: dict[str, Any] = wire.recv(control)
+        self.cell = Path(str(self.start["cell"]))
+        self.guards: dict[int, int] = {}  # pid by pidfd
         self.pairs: queue.SimpleQueue[tuple[socket.socket, socket.socket] | str] = queue.SimpleQueue()
         self.bell, self.ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -76,37 +80,42 @@ class Process:
             if adopt:
                 pager.layout(_layout(adopt["processes"]))
                 pager.take_over(int(adopt["guardian"]), EventLog(libc.pidfd_getfd(int(adopt["guardian"]), int(adopt["log"]))))
-            self._guard()
+            while len(self.guards) < guardian.COUNT:
+                self._guard()
         except (OSError, EOFError, KeyError) as e:
             self.say("failed", error=str(e) or type(e).__name__)
             return
         pager.connected(*pair)
-        pager.poll.register(self.guard_fd, select.EPOLLIN)
-        self.say("connected", guardian=self.guard, log=events.fd)
+        for fd in self.guards:
+            pager.poll.register(fd, select.EPOLLIN)
+        self.say("connected", guardians=list(self.guards.values()), log=events.fd)
         if adopt and adopt["pushing"]:
             pager.start_push(again=True)
         try:
             self._loop(pager)
-        except (OSError, EOFError):
+        except (OSError, EOFError, InjectedFault):
             log.exception("the pager fails; the guardian holds the guest's memory")
             os._exit(1)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.guard_fd, signal.SIGKILL)
+        for fd in self.guards:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
 
-    def _guard(self) -> None:
-        """Have a guardian, the first or another."""
-        self.guard = guardian.start(int(self.start["keeper"]), Path(str(self.start["cell"])))
-        self.guard_fd = os.pidfd_open(self.guard)
+    def _guard(self) -> int:
+        """Have another guardian; its pidfd."""
+        pid = guardian.start(int(self.start["keeper"]), self.cell)
+        fd = os.pidfd_open(pid)
+        self.guards[fd] = pid
+        return fd
 
-    def _guard_again(self, pager: Pager) -> None:
-        """Ours died: another at once."""
-        pager.poll.unregister(self.guard_fd)
-        os.close(self.guard_fd)
-        os.waitpid(self.guard, 0)
-        self._guard()
-        pager.poll.register(self.guard_fd, select.EPOLLIN)
-        log.warning("the guardian died; %d is another", self.guard)
-        self.say("guardian", pid=self.guard)
+    def _guard_again(self, pager: Pager, fd: int) -> None:
+        """One of ours died: another at once."""
+        fresh = self._guard()
+        pager.poll.register(fresh, select.EPOLLIN)
+        pager.poll.unregister(fd)
+        os.close(fd)
+        os.waitpid(self.guards.pop(fd), 0)
+        log.warning("a guardian died; %d is another", self.guards[fresh])
+        self.say("guardians", pids=list(self.guards.values()))
 
     def _first_pair(self) -> tuple[socket.socket, socket.socket]:
         s = self.start
@@ -121,19 +130,25 @@ class Process:
         pager.poll.register(self.control, select.EPOLLIN)
         pager.poll.register(self.bell, select.EPOLLIN)
         reported = 0.0
+        half = 0
         while not pager.finished():
             fds = [fd for fd, _ in pager.poll.poll(1.0 if pager.idle else 0)]
             if self.control.fileno() in fds and not self._obey(pager):
+                guardian.end(self.cell)  # the keeper died: nothing may run any more when the userfaultfds are closed
                 return
-            if self.guard_fd in fds:
-                self._guard_again(pager)
+            for fd in [fd for fd in fds if fd in self.guards]:
+                self._guard_again(pager, fd)
             if self.bell in fds:
                 os.read(self.bell, 64)
                 self._reconnected(pager)
             pager.step(fds)
+            half = half or (pager.missing // 2 if faults.enabled and pager.pushing else 0)
+            if half and pager.missing < half:
+                faults.pass_by(Fault.MID_POSTCOPY)
+                half = -1
             if pager.pushing and time.monotonic() - reported > 1:
                 reported = time.monotonic()
-                self.say("missing", bytes=pager.missing)
+                self.say("missing", bytes=pager.missing, silent=pager.silent)
         pager.finish()
         self._linger(pager)
 
@@ -182,16 +197,12 @@ class Process:
             except (OSError, EOFError, TimeoutError) as e:
                 refused = 0.0
                 log.info("the page source cannot be reached: %s", e or type(e).__name__)
-                self.pairs.put("")
-                os.write(self.ring, b"x")
             time.sleep(RETRY)
         os.write(self.ring, b"x")
 
     def _reconnected(self, pager: Pager) -> None:
         while not self.pairs.empty():
             match self.pairs.get():
-                case "":
-                    self.say("waiting", bytes=pager.missing)
                 case str(why):
                     self.say("lost", why=why)
                 case pair:
@@ -204,6 +215,7 @@ def main() -> None:
     logs.to_stderr(who="pager")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     libc.set_name("mig-pager")
+    faults.enabled = os.environ.get("MIG_FAULTS") == "1"
     Process(socket.socket(fileno=int(sys.argv[1]))).run()
 
 

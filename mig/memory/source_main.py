@@ -27,6 +27,8 @@ from mig.memory.frames import PAGE, Kind, Range
 from mig.memory.ranges import subtract
 from mig.memory.sender import Sender
 from mig.memory.todo import Todo
+from mig.migration import faults
+from mig.migration.faults import Fault
 from mig.trust import links
 
 log = logging.getLogger(__name__)
@@ -236,8 +238,12 @@ class PageSource:
         self._announce(s, wanted, first=missing is None)
         todo = self.todo
         sender = self.sender if self.sender is not None and self.sender.sock is s else Sender(s)
+        half = todo.bytes // 2
         while (r := self._take(todo)) is not None:
             self._send_pages(s, sender, r)
+            if half and faults.enabled and todo.bytes < half:
+                faults.pass_by(Fault.MID_POSTCOPY)
+                half = 0
             if _readable(s):
                 break  # a last word: the guest has ended
         else:
@@ -320,6 +326,7 @@ def main() -> None:
     logs.to_stderr(who="page source")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     libc.pdeathsig()
+    faults.enabled = os.environ.get("MIG_FAULTS") == "1"
     control = socket.socket(fileno=int(sys.argv[1]))
     listener = socket.socket(fileno=int(sys.argv[2]))
     listener.setblocking(True)

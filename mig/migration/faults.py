@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from enum import StrEnum
 
 from mig import paths
@@ -29,6 +30,7 @@ class Fault(StrEnum):
     AFTER_COMMIT = "after_commit"  # source, journal written, GO not sent
     BEFORE_RUNNING = "before_running"  # destination, GO received, not yet accepted
     AFTER_GO = "after_go"  # destination, running, not yet said
+    MID_POSTCOPY = "mid_postcopy"  # pager (destination) or page source, half of the memory after the resume
 
 
 class InjectedFault(Exception):
@@ -41,17 +43,29 @@ enabled = False
 
 async def reach(point: Fault) -> None:
     """Pass a fault point: returns at once unless it is switched on."""
+    if _met(point):
+        while (paths.FAULTS / point.value).exists():
+            await asyncio.sleep(0.02)
+
+
+def pass_by(point: Fault) -> None:
+    """As :func:`reach`, for who has no loop; blocking."""
+    if _met(point):
+        while (paths.FAULTS / point.value).exists():
+            time.sleep(0.02)
+
+
+def _met(point: Fault) -> bool:
+    """Die or fail as the point says; whether to stand still."""
     if not enabled:
-        return
-    f = paths.FAULTS / point.value
+        return False
     try:
-        action = f.read_text().strip()
+        action = (paths.FAULTS / point.value).read_text().strip()
     except FileNotFoundError:
-        return
+        return False
     (paths.FAULTS / f"{point.value}.hit").touch()
     if action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if action == "fail":
         raise InjectedFault(f"fault point {point.value}")
-    while f.exists():
-        await asyncio.sleep(0.02)
+    return True

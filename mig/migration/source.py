@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import shutil
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ from mig.model import NodeInfo, ProcessFacts
 
 log = logging.getLogger(__name__)
 
+VFORK = 3.0
+"""Seconds in which a tree that starts programs all the time is caught between two of them; each start takes a millisecond."""
 EXITING = 0.5
 """Seconds that the end of a process takes at the most on a busy machine."""
 
@@ -50,6 +53,9 @@ class SourceBase:
         self.flocks: list[home_locks.Flock] = []
         self.bytes = 0
         self.rounds = 0
+        self.cpu_before = 0.0
+        """CPU seconds that this process and its helpers had used before the move."""
+        self.cpu_there = 0.0
 
     @property
     def img(self) -> str:
@@ -62,7 +68,7 @@ class SourceBase:
         able = await asyncio.to_thread(features.probe)
         situation = Situation(
             hideable=await asyncio.to_thread(hide.hideable, members()), record_locks=record_locks,
-            lazy=able.lazy_pages and able.uffd, tracking=precopy.available(),
+            lazy=able.lazy_pages and able.uffd, tracking=precopy.available(), no_shim=await asyncio.to_thread(layout.shim_problem),
         )  # fmt: skip
         mode, why = choose(self.wanted[0], situation)
         self.carrier = FullDump(why) if mode == "full" else PostCopy(node, members, mode=mode, why=why, limit_bps=self.wanted[1])
@@ -113,10 +119,24 @@ class SourceBase:
             self.dumper = None
 
     def freeze(self) -> None:
-        """The tree stands still; what its threads wait in is noted, because CRIU will break it off."""
-        self.group.freeze()
-        self._wait_for_exiting()
-        self.calls = mend.interrupted([(p, t) for p in self.group.procs() for t in procfs.threads(p)])
+        """The tree stands still; what its threads wait in is noted, because CRIU will break it off.
+
+        A thread between vfork and its child's exec comes to no stop of CRIU's: then the tree goes on for a moment.  Raises ``MoveFailed``.
+        """
+        deadline = time.monotonic() + VFORK
+        while True:
+            self.group.freeze()
+            self._wait_for_exiting()
+            threads = [(p, t) for p in self.group.procs() for t in procfs.threads(p)]
+            self.calls = mend.interrupted(threads)
+            waiting = mend.in_vfork(threads)
+            if not waiting:
+                return
+            self.calls = []
+            self.group.thaw()
+            if time.monotonic() > deadline:
+                raise MoveFailed(f"process {waiting} has waited in vfork for its child's exec for {VFORK:g} s")
+            time.sleep(random.uniform(0.001, 0.005))  # not in step with what it does
 
     def _wait_for_exiting(self) -> None:
         """Members that were just ending are no members any more and do not freeze; CRIU takes them as soon as they are zombies."""
@@ -152,16 +172,21 @@ class SourceBase:
 
     async def send_go(self) -> None:
         """GO and the wait for RUNNING."""
-        await self.dest.go()
+        self.cpu_there = float((await self.dest.go()).get("cpu_ms") or 0) / 1000  # an older version does not tell
 
     async def ask_destination(self) -> str:
         """What the destination's node says of this move."""
         return await self.dest.ask(self.mid)
 
     def moved(self) -> dict[str, Any]:
-        """What is reported of an arrived move, beside its times."""
+        """What is reported of an arrived move, beside its times; ``cpu_ms``: CPU time of the helpers at both ends."""
         why = {"mode_why": self.carrier.why} if self.carrier.why else {}
-        return {"bytes": self.bytes, "rounds": self.rounds, "mode": self.carrier.mode} | why
+        cpu = self.cpu_used() - self.cpu_before + self.cpu_there
+        return {"bytes": self.bytes, "rounds": self.rounds, "mode": self.carrier.mode, "cpu_ms": round(cpu * 1e3)} | why
+
+    def cpu_used(self) -> float:
+        """CPU seconds of this process and its helpers so far."""
+        return procfs.cpu_s(os.getpid())
 
     async def settled(self, outcome: Outcome) -> None:
         """The outcome is known here, and all that had to be done about it is done: the journal has served."""

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from mig import paths
-from mig.agent import workdir
+from mig.agent import holding, workdir
 from mig.kernel import cgroup, pidfd
 from mig.kernel.cgroup import Cgroup
 from mig.migration.journal import BEGIN, PREPARED, RUNNING, Journal
@@ -25,9 +25,14 @@ def sweep() -> list[str]:
     removed = []
     for base in workdir.CANDIDATES:
         for d in sorted(base.iterdir()) if base.is_dir() else ():
-            if (owner := workdir.owner(d)) is not None and not pidfd.still(owner):
+            if (maker := workdir.owner(d)) is not None and not pidfd.still(maker):
                 _drop(d)
                 removed.append(d.name)
+    for group in sorted(cgroup.root().glob(f"{holding.PREFIX}*")):
+        if (owner := holding.owner(group.name)) is not None and not pidfd.still(owner):
+            log.warning("members of a tree that has left outlived their agent %d: they are ended", owner.pid)
+            holding.end_group(Cgroup(group))
+            removed.append(group.name)
     for f in sorted(paths.JOURNAL.glob("*.destination")):
         if _unneeded(Journal(f.stem, "destination")):
             f.unlink(missing_ok=True)

@@ -61,6 +61,20 @@ def test_a_guest_s_host_explains_it_too(lab: Any) -> None:
     print(guest)
 
 
+def test_who_was_moved_by_hand_is_left_alone_for_a_while(lab: Any) -> None:
+    job = lab.spawn("n1", ["mosrun", "awk", AWK])
+
+    def why_on(node: str) -> str:
+        r = lab.run(node, "mosctl why $(pgrep -x awk)")
+        return str(r.stdout)
+
+    lab.run("n1", f"migrate {job} n3", check=True)
+    lab.wait_for(lambda: "moved here by hand: left alone for" in why_on("n3"), what="n3 leaves it alone")
+    lab.run("n1", f"migrate --free {job} n2", check=True)
+    told = lab.wait_for(lambda: (w := why_on("n2")) and "a moment ago" not in w and w, what="n2 has nothing against moving it")
+    assert "by hand" not in told
+
+
 def test_short_of_memory_a_node_sends_its_smallest_sufficient_process_away(own_lab: Any) -> None:
     lab = own_lab("--set", "mem_total=1500000000", "--set", "mem_reserve=100000000", nodes=2)
     sizes = {lab.spawn("n1", ["mosrun", "python3", "-c", MEMORY, str(mb)]): mb for mb in (620, 160, 320)}
@@ -152,6 +166,7 @@ def test_the_young_get_more_of_the_cpu_than_the_old(own_lab: Any) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_nothing_moves_in_a_balanced_pool_for_five_minutes(lab: Any) -> None:
     jobs = [lab.spawn("n1", ["mosrun", "awk", AWK]) for _ in range(6)]
     lab.wait_for(lambda: spread(lab, jobs) == [2, 2, 2], timeout=150, what="2-2-2")

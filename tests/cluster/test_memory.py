@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults.conftest import Faults
 from tests.guests import build
 
-from .helpers import GUESTS, file_text, wait_text, where
+from .helpers import GUESTS, file_text, servant, wait_text, where
 
 DIRECTORY = "/opt/memory"
 SIZE = 192
@@ -27,6 +30,12 @@ def programs(lab: Any) -> str:
         directory.mkdir(mode=0o755)
         build.build(directory)
     return DIRECTORY
+
+
+@pytest.fixture
+def faults(lab: Any) -> Faults:
+    """Switches of fault points; they are off after the test."""
+    return Faults(lab)
 
 
 class Block:
@@ -114,17 +123,29 @@ def test_page_source_pager_and_guardian_die_and_no_byte_is_wrong(lab: Any, block
 
 
 @pytest.mark.long
-def test_a_cut_link_makes_the_guest_wait_and_loses_nothing(lab: Any, block: Block) -> None:
-    """Cut in the middle of post-copy for longer than a connection's patience."""
-    move(lab, block.pid, "n2", "post-copy")
+def test_a_cut_link_makes_the_guest_wait_and_loses_nothing(lab: Any, block: Block, faults: Faults) -> None:
+    """Cut in the middle of post-copy for longer than a connection's patience; mosps tells for whom it waits."""
+    move(lab, block.pid, "n2", "pre-copy")
+    arrived(lab, block.pid, 1)
+    faults.set("n2", "mid_postcopy", "hang")  # the page source on n2
+    move(lab, block.pid, "n3", "post-copy")
+    faults.wait("n2", "mid_postcopy")
     lab.cut("n2")
+    faults.clear("n2", "mid_postcopy")
+    cut = time.monotonic()
     before = file_text(lab, block.file)
-    time.sleep(12)
+    lab.wait_for(lambda: row(lab, block.pid)["waiting_s"] > 5, 20, "home knows how long it has been waiting")
+    assert row(lab, block.pid)["waiting_for"] == "n2"
+    assert "waiting for memory from n2" in lab.run("n1", "mosps -a").stdout
+    while time.monotonic() < cut + 20:
+        time.sleep(0.5)
+    assert row(lab, block.pid)["waiting_s"] > 12
     assert "BAD" not in file_text(lab, block.file)
     lab.heal("n2")
     block.verified(90)
     assert len(file_text(lab, block.file)) > len(before)
-    arrived(lab, block.pid, 1)
+    arrived(lab, block.pid, 2)
+    assert row(lab, block.pid)["waiting_for"] == ""
 
 
 def test_an_aborted_move_costs_nothing_whatever_had_been_hidden(lab: Any, block: Block) -> None:
@@ -137,5 +158,74 @@ def test_an_aborted_move_costs_nothing_whatever_had_been_hidden(lab: Any, block:
         block.verified()
         assert lab.run("n2", "pgrep -f 'mig[.]memory'").stdout == "", "neither pager nor guardian is left"
     assert move(lab, block.pid, "n2", "post-copy")["mode"] == "post-copy"
+    block.verified()
+    arrived(lab, block.pid, 1)
+
+
+CHILD = """
+import hashlib
+r, down = os.pipe(); up, w = os.pipe()
+pid = os.fork()
+if not pid:
+    os.close(down); os.close(up)
+    memory = bytearray(os.urandom(1 << 20) * 64 + os.urandom(1 << 20) * 32)
+    first = hashlib.md5(memory).digest()
+    while os.read(r, 1):
+        os.write(w, b'good' if hashlib.md5(memory).digest() == first else b'BAD!')
+    os._exit(0)
+os.close(r); os.close(w)
+"""
+
+
+def test_a_tree_that_leaves_home_keeps_everybody_s_memory_out_of_the_pause(lab: Any) -> None:
+    """A child with 96 MiB: its frozen original holds them at home until they have arrived."""
+    with servant(lab) as s:
+        s.do(CHILD)
+        assert s.ask("os.write(down, b'x') and os.read(up, 4)", 60) == b"good"
+        for leg, to in enumerate(("n2", "n3", "home"), 1):
+            result = move(lab, s.pid, to, "pre-copy" if leg != 2 else "post-copy")
+            assert result["mode"] in ("pre-copy", "post-copy")
+            assert s.ask("os.write(down, b'x') and os.read(up, 4)", 60) == b"good"
+            arrived(lab, s.pid, leg)
+            if leg == 1:
+                lab.wait_for(lambda: lab.children("n1", s.pid) == [], what="only one process stands for the tree at home")
+        dumps = re.findall(r"dump: .*, (\d+) bytes of memory in the images", lab.run("n1", f"cat /run/mig/log/agent-{s.pid}.log").stdout)
+        assert dumps and all(int(n) < 32 << 20 for n in dumps)
+        s.do("os.close(down)")
+        assert s.ask("os.waitpid(pid, 0)[1]") == 0
+
+
+def test_a_killed_agent_leaves_no_frozen_members(lab: Any, faults: Faults) -> None:
+    """They are nobody's any more: omdiscd ends them."""
+    with servant(lab) as s:
+        s.do(CHILD)
+        assert s.ask("os.write(down, b'x') and os.read(up, 4)", 60) == b"good"
+        faults.set("n2", "mid_postcopy", "hang")
+        move(lab, s.pid, "n2", "post-copy")
+        faults.wait("n2", "mid_postcopy")
+        assert len(lab.children("n1", s.pid)) > 1, "the child and the holder"
+        assert kill(lab, "n1", "mig[.]agent[.]main")
+        assert s.wait() == 137
+        faults.clear("n2", "mid_postcopy")
+        lab.wait_for(lambda: "mig-held-" not in lab.run("n1", "cat /proc/[0-9]*/cgroup").stdout, 30, "the frozen child is ended")
+
+
+@pytest.mark.long
+def test_a_link_that_is_cut_while_pages_go_before_the_freeze(lab: Any, block: Block) -> None:
+    """The move fails, the process goes on where it is; with the link whole again it moves."""
+    command = ["migrate", "--mode", "pre-copy", "--limit", "20", str(block.pid), "n2"]
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(lab.run, "n1", command, timeout=150)
+        lab.wait_for(lambda: "step pre-copy" in lab.run("n1", f"cat /run/mig/log/agent-{block.pid}.log").stdout, what="pages are sent")
+        time.sleep(1)
+        lab.cut("n2")
+        block.verified()
+        time.sleep(20)
+        block.verified()
+        r = job.result(60)
+        assert r.returncode == 4 and "still running on n1" in r.stderr, r.stdout + r.stderr
+        lab.heal("n2")
+    lab.wait_for(lambda: lab.run("n1", ["mosctl", "isup", "n2"]).returncode == 0, 30, "n2 is seen again")
+    assert move(lab, block.pid, "n2", "pre-copy")["mode"] == "pre-copy"
     block.verified()
     arrived(lab, block.pid, 1)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.helpers import migrate
+from tests.cluster.helpers import GUESTS, migrate
 from tests.cluster.test_moves import Start, Told, start
 
 __all__ = ["start"]
@@ -28,10 +31,15 @@ def test_a_program_that_changes_its_memory_all_the_time(lab: Any, start: Start) 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_five_hundred_moves_over_all_rungs(lab: Any, start: Start, record_property: Callable[[str, object], None]) -> None:
-    moves = int(os.environ.get("CHURN_MOVES", "500"))
+@pytest.mark.parametrize(
+    ("moves", "options"), [(400, ["-t", "3", "-p", "300"]), (100, ["-t", "8", "-b", "100", "-p", "2000"])], ids=["quick", "wide"]
+)
+def test_five_hundred_moves_over_all_rungs(
+    lab: Any, start: Start, moves: int, options: list[str], record_property: Callable[[str, object], None]
+) -> None:
+    """Three threads that change their memory quickly; eight with 100 MiB scattered over 8 GiB."""
     chance = random.Random(moves)
-    t = start("churn", "-m", "64", "-t", "3", "-p", "300", "-f", "/var/tmp/g/mapped")
+    t = start("churn", "-m", "64", *options, "-f", "/var/tmp/g/mapped")
     modes: Counter[str] = Counter()
     pauses = []
     for i, to in enumerate(itertools.islice(itertools.cycle(["n2", "n3", "home"]), moves), 1):
@@ -102,3 +110,23 @@ def test_xz_with_threads(lab: Any) -> None:
         migrate(lab, pid, to, timeout=120)
     lab.wait_for(lambda: lab.run("n1", f"kill -0 {pid}").returncode != 0, what="the end of xz", timeout=600)
     assert lab.run("n1", "xz -dc /var/tmp/g/in.xz | cmp - /var/tmp/g/in", timeout=300).returncode == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_java_machine(lab: Any, tmp_path: Path) -> None:
+    """Its collector moves objects all the time, compiled code comes and goes, and it has a dozen threads of its own."""
+    lab.run("n1", "rm -rf /var/tmp/g; install -d -m 777 /var/tmp/g", check=True)
+    subprocess.run(["javac", "-d", str(tmp_path), str(GUESTS / "Check.java")], check=True)
+    for f in tmp_path.glob("*.class"):
+        shutil.copy(f, lab.path("n1", "/var/tmp/g"))
+    t = Told(lab, ["java", "-Xmx600m", "-cp", "/var/tmp/g", "Check", "200"], start=120)
+    try:
+        before = 0
+        for to in itertools.islice(itertools.cycle(["n2", "n3", "home"]), 10):
+            migrate(lab, t.pid, to, timeout=120)
+            replaced = int(t.ask("?", "good", 120).partition("=")[2])
+            assert replaced > before, "its threads go on"
+            before = replaced
+    finally:
+        t.close()

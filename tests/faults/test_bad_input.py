@@ -138,11 +138,13 @@ def test_users_that_a_node_does_not_take(own_lab: Callable[..., LabUnderTest]) -
     pid = lab.spawn(HOME, ["sleep", "1000"])
     lab.wait_for(lambda: "State:\tS" in lab.path(HOME, f"/proc/{pid}/status").read_text(), what="it sleeps")
     before = state(lab, pid)
-    Refusals(lab)(3, "migrate", pid, "n2", says=["n2 takes no process of user 0", "n2 takes no process of group 0"])
+    for option in (["--dry-run"], []):
+        Refusals(lab)(3, "migrate", *option, pid, "n2", says=["n2 takes no process of user 0", "n2 takes no process of group 0"])
     assert state(lab, pid) == before
     urgent = lab.spawn(HOME, ["sleep", "1000"], 1000)
     lab.run(HOME, ["renice", "-n", "-5", "-p", str(urgent)], check=True)
-    Refusals(lab)(3, "migrate", urgent, "n2", says=["n2 takes no process with privileges", "nice value -5"])
+    for option in (["--dry-run"], []):
+        Refusals(lab)(3, "migrate", *option, urgent, "n2", says=["n2 takes no process with privileges", "nice value -5"])
     assert "step freeze" not in lab.path(HOME, f"/run/mig/log/agent-{urgent}.log").read_text(), "it was not even stopped"
     own = lab.spawn(HOME, ["sleep", "1000"], 1000)
     assert lab.run(HOME, ["migrate", str(own), "n2"]).returncode == 0

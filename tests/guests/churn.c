@@ -49,7 +49,7 @@ static int churner_count = 3, file_fd = -1, children = 1, pause_us;
 static char **own_argv;
 static volatile int hold, holding; /* threads stand still for `all` */
 static char *still, *sparse;
-static size_t still_pages, sparse_pages;
+static size_t still_pages, sparse_pages, sparse_stride;
 static uint64_t zero_page[WORDS], file_words[MAX_PAGES / 4 * WORDS];
 
 static uint64_t next_random(struct churner *c)
@@ -306,10 +306,10 @@ static void check_still(struct churner *c)
 
     if (w)
         fail("page %zu of %zu that was never changed, word %d is %#lx", page, still_pages, w - 1, ((uint64_t *)(still + page * PAGE))[w - 1]);
-    w = wrong(sparse + far * PAGE * 512, far + 3);
+    w = wrong(sparse + far * sparse_stride, far + 3);
     if (w)
         fail("page %zu of the sparse map, word %d", far, w - 1);
-    if (memcmp(sparse + far * PAGE * 512 + PAGE * (1 + next_random(c) % 511), zero_page, PAGE))
+    if (memcmp(sparse + far * sparse_stride + PAGE * (1 + next_random(c) % (sparse_stride / PAGE - 1)), zero_page, PAGE))
         fail("a page of the sparse map that was never written is not zero");
 }
 
@@ -438,7 +438,7 @@ static void say_all(void)
         if (wrong(still + page * PAGE, page + 7))
             fail("page %zu of %zu that was never changed", page, still_pages);
     for (size_t page = 0; page < sparse_pages; page++)
-        if (wrong(sparse + page * PAGE * 512, page + 3))
+        if (wrong(sparse + page * sparse_stride, page + 3))
             fail("page %zu of the sparse map", page);
     for (int i = 0; i < churner_count; i++)
         for (int k = 0; k < BLOCKS; k++) {
@@ -480,17 +480,18 @@ int main(int argc, char **argv)
         case 'Z': return 0; /* what a child became */
         default: return 2;
         }
-    if (churner_count < 1 || churner_count > MAX_THREADS || !mib || !sparse_mib || sparse_mib > 16)
+    if (churner_count < 1 || churner_count > MAX_THREADS || !mib || !sparse_mib || sparse_mib > 1024)
         return 2;
     still_pages = (mib << 20) / PAGE;
     still = map(still_pages * PAGE, 0);
     for (size_t page = 0; page < still_pages; page++)
         fill(still + page * PAGE, page + 7);
-    sparse_pages = (sparse_mib << 20) / PAGE; /* one page in each 2 MiB of 8 GiB */
+    sparse_pages = (sparse_mib << 20) / PAGE;
+    sparse_stride = (8ul << 30) / PAGE / sparse_pages * PAGE;
     sparse = map(8ul << 30, MAP_NORESERVE);
     madvise(sparse, 8ul << 30, MADV_NOHUGEPAGE);
     for (size_t page = 0; page < sparse_pages; page++)
-        fill(sparse + page * PAGE * 512, page + 3);
+        fill(sparse + page * sparse_stride, page + 3);
     hold = 1;
     for (int i = 0; i < churner_count; i++)
         start(i);

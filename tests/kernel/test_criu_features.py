@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -62,3 +63,17 @@ def test_the_doctor_finds_nothing_wrong_where_the_tests_run() -> None:
     findings = doctor.diagnose()
     assert [c.line() for c in findings if c.ok is False] == []
     assert all(c.remedy for c in findings if c.ok is not True)
+
+
+def test_a_shim_of_another_version_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would let CRIU dump what it should leave out, and say nothing."""
+    assert layout.shim_problem() == ""
+    home = tmp_path / "criu"
+    home.mkdir()
+    monkeypatch.setenv("MIG_LIBEXEC", str(tmp_path))
+    assert "there is no" in layout.shim_problem()
+    real = (Path(sys.prefix) / "libexec" / "mig" / "criu" / "shim.so").read_bytes()
+    (home / "shim.so").write_bytes(real.replace(b"mig-shim-source:", b"mig-shim-source:0", 1))
+    assert "another version" in layout.shim_problem()
+    (shim,) = [c for c in doctor.diagnose() if c.name == "shim"]
+    assert shim.ok is False and "make env" in shim.remedy

@@ -170,7 +170,13 @@ def test_mosps_json_has_exactly_the_documented_keys(daemon: type[Daemon], capsys
     rows = json.loads(capsys.readouterr().out)
     assert [list(r) for r in rows] == [list(mosps.JSON_KEYS)] * 2
     contract = ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm")
-    assert (*contract, "arriving", "holder") == mosps.JSON_KEYS
+    assert (*contract, "arriving", "holder", "waiting_for", "waiting_s") == mosps.JSON_KEYS
+
+
+def test_mosps_tells_for_whose_memory_a_guest_waits(daemon: type[Daemon], capsys: Captured) -> None:
+    daemon.replies = [{"guests": [GUEST | {"arriving": 1 << 20, "waiting_for": "n1", "waiting_s": 12.3}]}]
+    assert mosps.main(["-a"]) == 0
+    assert "waiting for memory from n1, 12 s" in capsys.readouterr().out
 
 
 # -- mosctl -----------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mig import paths
-from mig.criu import features
+from mig.criu import features, layout
 from mig.kernel import cgroup
 
 
@@ -39,6 +39,7 @@ def diagnose() -> list[Check]:
         *_criu(found),
         _kerndat(found),
         _capability(found),
+        _shim(),
         _userfaultfd(found),
         _fuse(root),
         _freezer(root),
@@ -84,10 +85,13 @@ def _kerndat(found: features.Features) -> Check:
 def _capability(found: features.Features) -> Check:
     if not found.shim:
         return Check("CAP_SYS_RESOURCE", True, "yes")
-    shim = paths.libexec() / "criu" / "shim.so"
-    if shim.exists():
-        return Check("CAP_SYS_RESOURCE", True, "missing; the shim answers CRIU's questions about other users' limits instead")
-    return Check("CAP_SYS_RESOURCE", False, f"missing, and so is the shim {shim}", "run `make env`; without it only root's processes move")
+    return Check("CAP_SYS_RESOURCE", True, "missing; the shim answers CRIU's questions about other users' limits instead")
+
+
+def _shim() -> Check:
+    if problem := layout.shim_problem():
+        return Check("shim", False, problem, "run `make env`, which compiles it; until then memory travels inside the pause")
+    return Check("shim", True, f"{layout.base()}/shim.so belongs to this version")
 
 
 def _userfaultfd(found: features.Features) -> Check:

@@ -12,14 +12,17 @@ if TYPE_CHECKING:
 EXIT_CODES = """exit status:
   0 done   2 wrong usage   7 no omdiscd answers on this machine"""
 
-JSON_KEYS = ("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm", "arriving", "holder")
+JSON_KEYS = (
+    *("pid", "home", "where", "state", "nmigs", "locked", "cantmove", "cpu_s", "rss", "uid", "comm"),
+    *("arriving", "holder", "waiting_for", "waiting_s"),
+)
 
 COLUMNS: tuple[output.Column, ...] = (
     ("PID", ">", lambda r: str(r["pid"])),
     ("USER", "<", lambda r: user(int(r["uid"]))),
     ("HOME", "<", lambda r: str(r["home"])),
     ("WHERE", "<", lambda r: str(r["where"])),
-    ("STATE", "<", lambda r: str(r["state"])),
+    ("STATE", "<", lambda r: state(r)),
     ("MOVES", ">", lambda r: str(r["nmigs"])),
     ("LOCK", "<", lambda r: "L" if r["locked"] else ""),
     ("CPU", ">", lambda r: output.duration(float(r["cpu_s"]))),
@@ -63,8 +66,14 @@ def _show(everything: bool, json: bool) -> int:
 def row(guest: dict[str, Any]) -> dict[str, Any]:
     """The documented keys of a guest's state, each present."""
     empty = {"pid": 0, "home": "", "where": "", "state": "", "nmigs": 0, "locked": False, "cantmove": [],
-             "cpu_s": 0.0, "rss": 0, "uid": 0, "comm": "", "arriving": 0, "holder": 0}  # fmt: skip
+             "cpu_s": 0.0, "rss": 0, "uid": 0, "comm": "", "arriving": 0, "holder": 0,
+             "waiting_for": "", "waiting_s": 0.0}  # fmt: skip
     return {k: guest.get(k, empty[k]) for k in JSON_KEYS}
+
+
+def state(r: dict[str, Any]) -> str:
+    """Its state, or what it waits for: threads that need a page which is not here stand still, the others run."""
+    return f"waiting for memory from {r['waiting_for']}, {r['waiting_s']:.0f} s" if r["waiting_for"] else str(r["state"])
 
 
 def user(uid: int) -> str:

@@ -74,6 +74,7 @@ complete -c migrate -l dry-run -d 'say what would be done, and every reason agai
 complete -c migrate -l json -d 'print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON'
 complete -c migrate -l timeout -x -d 'give up, and roll back, after so many seconds'
 complete -c migrate -l mode -x -a 'auto pre-copy post-copy full' -d 'how its memory travels: pre-copy, post-copy, full (all in the pause); default: auto'
+complete -c migrate -l free -d 'the balancer may move it on at once, not only after hand_hold_s (omdiscd.toml)'
 complete -c migrate -l limit -x -d 'megabits a second at the most for what is sent before the pause'
 complete -c migrate -n '__mig_at 1 --timeout,--mode,--limit' -a '(__mig_processes)'
 complete -c migrate -n '__mig_at 2 --timeout,--mode,--limit' -a '(__mig_nodes) home balance'
@@ -94,7 +95,7 @@ complete -c mosps -f
 complete -c mosps -s h -l help -d 'show this help message and exit'
 complete -c mosps -l version -d 'show program\'s version number and exit'
 complete -c mosps -s a -l all -d 'those of all users (root sees them anyway)'
-complete -c mosps -l json -d 'print a list of objects: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm, arriving, holder'
+complete -c mosps -l json -d 'print a list of objects: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm, arriving, holder, waiting_for, waiting_s'
 
 complete -c mosctl -f
 complete -c mosctl -s h -l help -d 'show this help message and exit'

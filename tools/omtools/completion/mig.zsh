@@ -23,6 +23,7 @@ _mig_migrate() {
         '--json[print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON]' \
         '--timeout[give up, and roll back, after so many seconds]:S: ' \
         '--mode[how its memory travels\: pre-copy, post-copy, full (all in the pause); default\: auto]:mode:(auto pre-copy post-copy full)' \
+        '--free[the balancer may move it on at once, not only after hand_hold_s (omdiscd.toml)]' \
         '--limit[megabits a second at the most for what is sent before the pause]:MBIT: ' \
         '1:PID:_mig_processes' \
         '2:{NODE|home|balance}:_mig_destinations'
@@ -49,7 +50,7 @@ _mig_mosps() {
         '--version[show program'\''s version number and exit]' \
         '(-a --all)-a[those of all users (root sees them anyway)]' \
         '(-a --all)--all[those of all users (root sees them anyway)]' \
-        '--json[print a list of objects\: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm, arriving, holder]'
+        '--json[print a list of objects\: pid, home, where, state, nmigs, locked, cantmove, cpu_s, rss, uid, comm, arriving, holder, waiting_for, waiting_s]'
 }
 
 _mig_mosctl() {

@@ -1,4 +1,4 @@
-"""``python -m omtools.setup [bench] [test]``: bring this clone to a state in which demo, test and bench run; quick when it is already."""
+"""``python -m omtools.setup [bench] [test] [soak]``: bring this clone to a state in which all of it runs; quick when it is already."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ def build() -> None:
         raise SetupError(f"this machine is {platform.machine()}", "the deputy and the kernel layer know x86-64 only")
     _compile(ROOT / "mig" / "deputy" / "deputy.c", LIBEXEC / "deputy", _DEPUTY)
     _compile(ROOT / "mig" / "pam" / "mospam.c", LIBEXEC / "mospam", _MOSPAM)
-    _compile(ROOT / "mig" / "criu" / "shim.c", SHIM, _SHIM)
+    shim = ROOT / "mig" / "criu" / "shim.c"
+    _compile(shim, SHIM, [*_SHIM, f'-DMIG_SOURCE="{hashlib.sha256(shim.read_bytes()).hexdigest()}"'])
     _compile(ROOT / "mig" / "trust" / "relay.c", LIBEXEC / "relay", _RELAY, _LIBRARIES)
 
 
