@@ -135,12 +135,19 @@ class Config:
     min_age_s: float = 2.0
     # ... and after each of its moves for this long; after a failed one for ten times as long.  Longer: calmer; cost: slower corrections.
     rest_s: float = 3.0
+    # ... and after a move that somebody ordered by hand (migrate without --free) for this long: whoever puts a process somewhere wants it
+    # there for a while.  0: not at all.  mosctl lock keeps it for ever.
+    hand_hold_s: float = 300.0
     # Hysteresis: a move must save (1 + epsilon) x what it costs the target.  More: fewer moves, larger imbalance left.  Measured: 0.5 is as
     # good as 0.1 with half the moves for jobs started at home; jobs whose node was chosen at the start need 1.0.
     epsilon_home: float = 0.5
     epsilon_placed: float = 1.0
-    # CPU seconds that the helpers of a move take to start, at both ends.  More: short processes stay where they are.
+    # Seconds until the helpers of a move stand ready.  More: short processes stay where they are.  It and the next four are first guesses:
+    # what moves cost is learnt from those that ended.
     setup_s: float = 0.5
+    # CPU seconds that the helpers take for a move, at both ends together.  They hold up everything else there.  More: fewer moves away from
+    # and to busy nodes.
+    move_cpu_s: float = 1.0
     # What a move costs beside: the freeze, and the share of a CPU that a running transfer takes at either end.
     freeze_s: float = 0.1
     transfer_cpu: float = 0.1
@@ -254,8 +261,9 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "speed", "cpus", "mem_total", "max_guests", "max_memory", "mem_reserve",
-    "min_age_s", "rest_s", "epsilon_home", "epsilon_placed", "freeze_s",
+    "min_age_s", "rest_s", "hand_hold_s", "epsilon_home", "epsilon_placed", "freeze_s",
     "setup_s",
+    "move_cpu_s",
     "transfer_cpu", "owner_load", "decay",
 )  # fmt: skip
 

@@ -152,6 +152,7 @@ class GuestState(Mapped):
     comm: str = ""
     start: int = 0
     since: float = 0.0  # wall time at which it came to where it is
+    hold_until: float = 0.0  # keeper: wall time until which no balancer moves it, because somebody put it there by hand
     host_pid: int = 0  # keeper: the guest's pid as this node sees it
     helper: int = 0  # pid of the agent or keeper
     arriving: int = 0  # bytes of its memory that have not reached it yet

@@ -55,6 +55,8 @@ from omdiscd.targets import Targets
 
 log = logging.getLogger("omdiscd")
 
+PRIORITY = -10
+"""Nice value of omdiscd, which uses 1 % of a CPU: with 46 busy processes on 0.4 CPUs its node was suspect half of the time, at 0."""
 _RECOVERY_S = 0.5
 """Seconds between two looks for what dead agents left: a process of theirs may stand frozen."""
 
@@ -135,6 +137,8 @@ class Daemon:
             loop.add_signal_handler(sig, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
         await _only_one()
+        with contextlib.suppress(OSError):  # a container may not be allowed to
+            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
         try:
             await self.discovery.start()
             self.peers.start(me.addr, me.port)

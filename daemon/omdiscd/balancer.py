@@ -9,9 +9,8 @@ import random
 from mig.config import Config
 from mig.economy import manager, usher, words
 from mig.economy.judge import Candidate
-from mig.economy.manager import Ask, Enact
+from mig.economy.manager import Ask, Dialogue, Enact
 from mig.economy.policies import Situation, make
-from mig.economy.price import NodeView
 from mig.errors import BadInput, CannotMove, MigError
 from mig.model import NodeInfo
 from omdiscd.candidates import Candidates
@@ -83,17 +82,12 @@ class Balancer:
         if not situation.candidates:
             return
         nodes = {n.id: n for n in self.targets.open()}
-        decision = manager.moves(self.policy, situation, most=most)
-        answer: NodeView | bool | None = None
-        while True:
-            try:
-                step = decision.send(answer)
-            except StopIteration:
-                return
+        decision = Dialogue(manager.moves(self.policy, situation, most=most))
+        while (step := decision.step) is not None:
             if isinstance(step, Ask):
-                answer = await self.targets.ask(nodes[step.node], self._who(step.candidate.pid))
+                decision.answer(await self.targets.ask(nodes[step.node], self._who(step.candidate.pid)))
             else:
-                answer = await self._start(step, nodes[step.target.id])
+                decision.answer(await self._start(step, nodes[step.target.id]))
 
     async def _start(self, x: Enact, to: NodeInfo) -> bool:
         """Reserve the place and begin; False when it cannot be done."""

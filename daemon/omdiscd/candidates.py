@@ -165,6 +165,8 @@ class Candidates:
             return f"it is {k.state.state}"
         if time.time() - k.state.since < self.config.rest_s:
             return "it came here a moment ago"
+        if (left := k.state.hold_until - time.time()) > 0:
+            return f"it was moved here by hand: left alone for {left:.0f} s more"
         return ""
 
     async def cannot(self, pid: int) -> bool:

@@ -18,6 +18,7 @@ from mig.economy.policy import order_for_start
 from mig.economy.price import NodeView
 from mig.errors import BadInput, MigError, OutcomeUnknown
 from mig.kernel import procfs
+from mig.memory.ladder import LEAVING
 from mig.model import GuestState, NodeInfo
 from mig.tasks import Tasks
 from omdiscd.events import Events
@@ -145,7 +146,8 @@ class Evictor:
                 subject = self.mover.subject(state.host_pid)
                 timeout = self.mover.targets.config.move_timeout_s
                 # a lock or a list of nodes keeps it from going just anywhere, never from going home
-                await self.mover.move(subject, to, timeout=timeout, reason=why, auto=to.name != state.home)
+                memory = LEAVING if ADMINISTRATOR in self.wanted else "auto"
+                await self.mover.move(subject, to, timeout=timeout, reason=why, auto=to.name != state.home, memory=memory)
             except BadInput as e:
                 log.info("process %d of %s: %s", state.pid, state.home, e)
                 return  # it has ended, or gone by itself
@@ -186,7 +188,10 @@ class Evictor:
                 if home is not None and to.id == home.id:
                     break  # nobody is better than home
                 live = await self.targets.ask(to, who)
-                if live is not None and live.fits(c.rss) and not await self.targets.reserve(to, who, c.k, c.rss):
+                if live is None or not live.fits(c.rss):
+                    continue
+                refused, _ = await self.targets.reserve(to, who, c.k, c.rss)
+                if not refused:
                     yield to
         if home is not None:
             yield home

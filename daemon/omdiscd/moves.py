@@ -214,11 +214,12 @@ class Mover:
         auto: bool = False,
         memory: str = "auto",
         limit_bps: int = 0,
+        hold_s: float = 0.0,
         asker: int = 0,
     ) -> dict[str, Any]:
         """Move ``s`` to ``to``; ``frozen`` is the cgroup in which it already stands frozen, ``auto`` tells a balancer's order.
 
-        ``memory`` and ``limit_bps``: see :func:`omdiscd.orders.move_order`.
+        ``memory``, ``limit_bps``, ``hold_s``: see :func:`omdiscd.orders.move_order`.
 
         Returns the agent's result.
 
@@ -235,8 +236,9 @@ class Mover:
             if reasons:
                 raise CannotMove(f"process {s.pid} ({s.comm}) cannot move to {to.name}; nothing was touched", reasons=reasons)
             order = move_order(
-                to, "home" if to.name == s.home else "remote", timeout, reason, frozen, auto, memory=memory, limit_bps=limit_bps
-            )
+                to, "home" if to.name == s.home else "remote", timeout, reason, frozen, auto, memory=memory, limit_bps=limit_bps,
+                hold_s=hold_s,
+            )  # fmt: skip
             async with contextlib.aclosing(await self._answers(s, order, timeout + GRACE)) as answers:
                 result = await self._carried_out(s, to, answers, progress)
             c = self.active[s.pid][1]
@@ -253,7 +255,7 @@ class Mover:
         with contextlib.suppress(TypeError, ValueError):  # an agent of another version may tell less
             self.targets.measured.learn(
                 pause_s=float(result.get("pause_ms") or 0) / 1000, total_s=float(result.get("total_ms") or 0) / 1000,
-                sent=int(result.get("bytes") or 0), rss=c.rss,
+                sent=int(result.get("bytes") or 0), rss=c.rss, cpu_s=float(result.get("cpu_ms") or 0) / 1000,
             )  # fmt: skip
 
     async def _answers(self, s: Subject, order: dict[str, Any], patience: float) -> Answers:

@@ -110,7 +110,7 @@ class Operations:
     # -- changing -----------------------------------------------------------------------------------------------------------------
 
     async def migrate(self, call: Call) -> dict[str, Any]:
-        """``{pid, to, dry_run, timeout, mode, limit_bps}`` -> progress ``{step, text}``, then ``{result}``.
+        """``{pid, to, dry_run, timeout, mode, limit_bps, free}`` -> progress ``{step, text}``, then ``{result}``.
 
         A dry run's result is ``{plan, reasons, price}``.
         """
@@ -128,10 +128,11 @@ class Operations:
             await call.item(step=step, text=text)
 
         reason = f"user {call.caller.uid} asked"
-        asker = call.caller.pid
+        hold_s = 0.0 if r.get("free") or r["to"] == "balance" else self.config.hand_hold_s
         result = await self.mover.move(
-            s, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps, asker=asker
-        )
+            s, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps, asker=call.caller.pid,
+            hold_s=hold_s,
+        )  # fmt: skip
         return {"result": result}
 
     async def job(self, call: Call) -> dict[str, Any]:

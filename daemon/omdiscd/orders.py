@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mig import wire
 from mig.errors import BadInput, CannotMove, MigError
-from mig.memory.ladder import MODES
+from mig.memory.ladder import LEAVING, MODES
 from mig.model import NodeInfo
 from mig.trust import links
 from omdiscd.guests import Guests, Link
@@ -93,9 +93,13 @@ class HomeOrders:
 
         timeout, reason = float(order["timeout"]), str(order.get("reason", ""))
         log.info("process %d goes from %s to %s, as %s asks: %s", pid, where, to.name, where, reason)
-        memory, limit_bps = memory_options({"mode": order.get("memory", "auto"), "limit_bps": order.get("limit_bps", 0)})
+        leaving = order.get("memory") == LEAVING
+        memory, limit_bps = memory_options({"mode": order.get("memory", "auto"), "limit_bps": order.get("limit_bps", 0)}, leaving=leaving)
         subject = self.mover.subject(pid)
-        return await self.mover.move(subject, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps)
+        return await self.mover.move(
+            subject, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps,
+            hold_s=float(order.get("hold_s") or 0),
+        )  # fmt: skip
 
     def _allowed(self, link: Link, to: NodeInfo) -> None:
         """What home's flags say to another node's balancer."""
@@ -108,21 +112,23 @@ class HomeOrders:
 
 
 def move_order(
-    to: NodeInfo, mode: str, timeout: float, reason: str, frozen: str, auto: bool, *, memory: str = "auto", limit_bps: int = 0
+    to: NodeInfo, mode: str, timeout: float, reason: str, frozen: str, auto: bool, *, memory: str = "auto", limit_bps: int = 0,
+    hold_s: float = 0.0,
 ) -> dict[str, Any]:
     """The order to move; ``frozen``: the cgroup in which the process stands already, ``auto``: a balancer asks, not a person.
 
-    ``memory``: how it travels (:data:`mig.memory.ladder.MODES`); ``limit_bps``: bits a second for what goes before the freeze, 0: no limit.
+    ``memory``: how it travels (:data:`mig.memory.ladder.MODES`, or ``LEAVING``); ``limit_bps``: bits a second for what goes before the
+    freeze, 0: no limit; ``hold_s``: seconds for which no balancer moves it on.
     """
     order: dict[str, Any] = {"op": "move", "to": dataclasses.asdict(to), "mode": mode, "timeout": timeout, "reason": reason, "auto": auto}
-    order |= {"memory": memory, "limit_bps": limit_bps}
+    order |= {"memory": memory, "limit_bps": limit_bps, "hold_s": hold_s}
     return order | ({"frozen": True, "cgroup": frozen} if frozen else {})
 
 
-def memory_options(request: dict[str, Any]) -> tuple[str, int]:
-    """``mode`` and ``limit_bps`` of a request to move; raises :class:`BadInput`."""
+def memory_options(request: dict[str, Any], *, leaving: bool = False) -> tuple[str, int]:
+    """``mode`` and ``limit_bps`` of a request to move, ``leaving``: from a node that may go down; raises :class:`BadInput`."""
     mode, limit = request.get("mode", "auto"), request.get("limit_bps", 0)
-    if mode not in MODES:
+    if mode not in MODES and not (leaving and mode == LEAVING):
         raise BadInput(f"there is no mode {mode!r}; memory travels by one of {', '.join(MODES)}")
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
         raise BadInput(f"{limit!r} is not a number of bits a second")

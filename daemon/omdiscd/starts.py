@@ -72,16 +72,10 @@ class Starts:
         s = Situation(here, [v for v in self.targets.views() if v.id in nodes], (), self.targets.knobs, len(self.targets.nodes()))
         who = reservation(me.id, pid)
         job = Candidate(pid, "", 0.0, START_MEM, placed=True)
-        decision = manager.start(self.balancer.policy, job, s)
-        answer: NodeView | None = None
-        while True:
-            try:
-                ask = decision.send(answer)
-            except StopIteration as e:
-                choice: list[NodeView] = e.value
-                break
-            answer = await self.targets.ask(nodes[ask.node], who)
-        for v in choice:
+        decision = manager.Dialogue(manager.start(self.balancer.policy, job, s))
+        while (ask := decision.step) is not None:
+            decision.answer(await self.targets.ask(nodes[ask.node], who))
+        for v in decision.result or ():
             if v.id == me.id:
                 if not names or me.name in names:
                     return None, False

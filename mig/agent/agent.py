@@ -77,6 +77,7 @@ class Agent:
         self._over = False
         self._shelved = False
         self._source: HomeSource | None = None  # while it still serves memory
+        self._hold_s = 0.0
         self._members: holding.Members | None = None  # of the tree that left home, while their memory is served
         self._tasks = Tasks()
         self.row = GuestState(
@@ -162,6 +163,7 @@ class Agent:
         async with self._moving:
             self._set(state="moving")
             self._dest, self._trail = to.name, {"mid": "", "step": "ask"}
+            self._hold_s = float(m.get("hold_s") or 0)
             self._tell = lambda e: answer(e, {})
             try:
                 result = await self._move(to, str(m.get("mode", "remote")), float(m.get("timeout") or 0), progress, m)
@@ -331,7 +333,7 @@ class Agent:
             "op": "prepare", "v": wire.VERSION, "mid": mid, "epoch": epoch, "mode": mode,
             "home": dataclasses.asdict(self.node), "agent": [self.board.addr, self.board.port],
             "files": [self.files.addr, self.files.port], "token": self.token,
-            "nmigs": self.row.nmigs + 1,
+            "nmigs": self.row.nmigs + 1, "hold_s": self._hold_s,
         }  # fmt: skip
 
     async def expire_names(self) -> None:

@@ -42,8 +42,13 @@ class HostSource(SourceBase):
         logs.about(self.mid)
         self.keeper, self.request = keeper, request
         self.wanted = memory
+        self.cpu_before = self.cpu_used()
         self.house, self.proxies = keeper.house, keeper.proxies
         self.rest: dict[int, bytes] = {}
+
+    def cpu_used(self) -> float:
+        """As elsewhere, without the guest, which is below us."""
+        return procfs.cpu_s(os.getpid(), but=self.group.procs())
 
     async def do(self, step: Step) -> None:
         """Do one step of the plan."""

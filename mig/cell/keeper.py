@@ -39,7 +39,7 @@ from mig.criu import features
 from mig.criu.agreed import Agreement, objections, warm_up
 from mig.errors import BadInput, CannotMove, MigError, MoveFailed
 from mig.homefs import mount
-from mig.kernel import libc, pidfd
+from mig.kernel import libc, pidfd, procfs
 from mig.kernel.cgroup import leave_unit
 from mig.memory.pager_link import PagerLink
 from mig.migration import faults
@@ -230,7 +230,8 @@ class Keeper:
         await cell.release()
         try:
             await reach(Fault.AFTER_GO)
-            await wire.asend(self.conn, op="running", host_pid=self.guest.pid)
+            cpu = procfs.cpu_s(os.getpid(), but=self.guest.pids())
+            await wire.asend(self.conn, op="running", host_pid=self.guest.pid, cpu_ms=round(cpu * 1e3))
         except Exception as e:  # whatever it is, the guest runs: the source asks our omdiscd for the answer that it did not get
             log.warning("the answer to GO is lost: %s", e)
             self.conn.close()
@@ -314,6 +315,7 @@ class Keeper:
     async def _run_guest(self) -> None:
         assert self.guest is not None and self.house is not None
         self.row.state, self.row.host_pid, self.row.since = "running", self.guest.pid, time.time()
+        self.row.hold_until = self.row.since + float(self.request.get("hold_s") or 0)
         await self.tell_agent("running", host_pid=self.guest.pid, proxied=sorted(self.proxies.proxied))
         self._tasks.spawn(self._read_agent())
         self.watchers.start()

@@ -1,7 +1,8 @@
 """One process, one target: what a move would gain, what it costs, and whether it pays, with the figures in words.
 
 A process moves if it gains in time what the move costs, and if the pool gains: ``saved > added * (1 + epsilon)``, both being differences of
-the price.  The time that a process will still run is not known; one that has used t seconds of CPU is expected to need t more
+the price, and what that comes to over the rest of its life is more than the time for which the helpers of the move hold up the others at
+both ends.  The time that a process will still run is not known; one that has used t seconds of CPU is expected to need t more
 (Harchol-Balter & Downey, *Exploiting process lifetime distributions for dynamic load balancing*, ACM TOCS 15(3), 1997), so its age bounds
 its gain.
 """
@@ -27,6 +28,7 @@ class Knobs:
     epsilon_placed: float = 1.0
     freeze_s: float = 0.1
     setup_s: float = 0.5
+    move_cpu_s: float = 1.0
     transfer_cpu: float = 0.1
     bandwidth: float = 125e6
     mem_reserve: int = 0
@@ -60,8 +62,9 @@ class Verdict:
     """Whether a move pays, with all figures.
 
     ``gain``: seconds of the process's time after all costs; ``cost``: seconds that the move costs; ``send_s``: of the transfer;
-    ``saved``, ``added``: by how much the price falls here and rises there; ``r_here``, ``r_there``: standard CPU seconds a second that
-    each of its threads gets; ``why``: "" when it pays, else what speaks against it: room | gain | price.
+    ``saved``, ``added``: by how much the price falls here and rises there; ``held_up``: process-seconds that the helpers' work costs all
+    processes of both nodes; ``r_here``, ``r_there``: standard CPU seconds a second that
+    each of its threads gets; ``why``: "" when it pays, else what speaks against it: room | gain | price | helpers.
     """
 
     pays: bool
@@ -74,6 +77,7 @@ class Verdict:
     r_there: float
     epsilon: float
     why_not: str = ""
+    held_up: float = 0.0
 
 
 def expected_rest(c: Candidate) -> float:
@@ -106,6 +110,7 @@ def judge(me: NodeView, target: NodeView, c: Candidate, knobs: Knobs, nodes: int
     cost = knobs.freeze_s + knobs.setup_s + (2 * knobs.transfer_cpu + LINE) * send_s
     rest = max(0.0, c.cpu_s / k - r_here * send_s)
     gain = rest * (1 / r_here - 1 / r_there) - cost
+    held_up = hold_up(me, k_here, target, target.k + k, knobs)
     epsilon = knobs.epsilon_placed if c.placed else knobs.epsilon_home
     why_not = ""
     if target.total and target.used + mem + knobs.mem_reserve > target.total:
@@ -114,4 +119,17 @@ def judge(me: NodeView, target: NodeView, c: Candidate, knobs: Knobs, nodes: int
         why_not = "gain"
     elif s <= a * (1 + epsilon):
         why_not = "price"
-    return Verdict(not why_not, gain, cost, send_s, s, a, r_here, r_there, epsilon, why_not)
+    elif rest * (s - a) <= held_up:
+        why_not = "helpers"
+    return Verdict(not why_not, gain, cost, send_s, s, a, r_here, r_there, epsilon, why_not, held_up)
+
+
+def hold_up(me: NodeView, k_here: float, target: NodeView, k_there: float, knobs: Knobs) -> float:
+    """Process-seconds by which the helpers of one move delay the threads of both nodes."""
+    return knobs.move_cpu_s / 2 * (_crowd(me, k_here) + _crowd(target, k_there))
+
+
+def _crowd(m: NodeView, k: float) -> float:
+    """By how many seconds a second of the helpers' CPU time delays the ``k`` threads of a node, all together: each waits for its part of it
+    where all CPUs are taken."""
+    return k / m.cpus if k + 1 > m.cpus else 0.0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
-from mig.economy.judge import Candidate, Verdict, judge
+from mig.economy.judge import Candidate, Verdict, hold_up, judge
 from mig.economy.policies.base import Policy, Situation, Suggestion
 from mig.economy.price import NodeView
 
@@ -37,6 +38,33 @@ class Enact:
 
 AWAY = 0.1
 """Process-seconds per unit of work that another node must be better by: nodes that differ in free memory alone are not worth a journey."""
+NEW_S = 4.0
+"""CPU seconds that a job is expected to need of which nothing is known: what its journey costs others counts against so much work."""
+
+S = TypeVar("S")
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+class Dialogue(Generic[S, A, R]):
+    """A decision that is under way: ``step`` is what it wants next, None once it is over and ``result`` stands.
+
+    Whoever can ask, over sockets or at once, does so and says the answer.
+    """
+
+    def __init__(self, decision: Generator[S, A | None, R]) -> None:
+        self._decision = decision
+        self.result: R | None = None
+        self.step: S | None = None
+        self.answer(None)
+
+    def answer(self, answer: A | None) -> None:
+        """The answer to ``step``; the next one stands then."""
+        try:
+            self.step = self._decision.send(answer)
+        except StopIteration as e:
+            self.step, self.result = None, e.value
+
 
 Moves = Generator["Ask | Enact", "NodeView | bool | None", None]
 Start = Generator[Ask, "NodeView | None", list[NodeView]]
@@ -107,7 +135,8 @@ def start(policy: Policy, job: Candidate, s: Situation) -> Start:
         elif not policy.asks:
             return [n, s.me]
         elif (live := (yield Ask(n.id, job))) is not None:
-            answers.append((policy.cost(job, live, s) + AWAY, len(answers), live))
+            journey = AWAY + hold_up(s.me, s.me.k, live, live.k + job.k, s.knobs) / NEW_S
+            answers.append((policy.cost(job, live, s) + journey, len(answers), live))
         if len(answers) >= policy.asks + (policy.asks > 1):
             break
     found = [a[-1] for a in sorted(answers, key=lambda a: a[:2])]

@@ -18,6 +18,8 @@ def reason(c: Candidate, target: NodeView, v: Verdict) -> str:
         return f"stays: {target.name} has no room for {_mib(c.rss)}"
     if v.why_not == "gain":
         return f"stays: {rates}; it would gain {max(0.0, v.gain + v.cost):.2f} s and the move costs {v.cost:.2f} s"
+    if v.why_not == "helpers":
+        return f"stays: {rates}; the move itself would hold up the others for {v.held_up:.1f} process-seconds, more than it saves"
     return f"stays: {rates} (times {1 + v.epsilon:g}: not worth it)"
 
 
@@ -38,6 +40,8 @@ def verdict(v: Verdict) -> str:
         return "no room"
     if v.why_not == "gain":
         return "no faster" if v.r_there <= v.r_here else f"gains {seconds(v.gain + v.cost)}, too little"
+    if v.why_not == "helpers":
+        return f"holds up others {seconds(v.held_up)}"
     return f"must save {v.added * (1 + v.epsilon):.2f}"
 
 
@@ -56,8 +60,9 @@ def expectation(c: Candidate) -> str:
 def figures(v: Verdict) -> dict[str, Any]:
     """All figures of a verdict as plain values, for events and JSON; times in seconds."""
     return {
-        "pays": v.pays, "gain_s": round(v.gain, 3), "cost_s": round(v.cost, 3), "send_s": round(v.send_s, 3), "saved": round(v.saved, 3),
-        "added": round(v.added, 3), "rate_here": round(v.r_here, 3), "rate_there": round(v.r_there, 3), "epsilon": v.epsilon,
+        "pays": v.pays, "gain_s": round(v.gain, 3), "cost_s": round(v.cost, 3), "send_s": round(v.send_s, 3),
+        "saved": round(v.saved, 3), "added": round(v.added, 3), "held_up": round(v.held_up, 3),
+        "rate_here": round(v.r_here, 3), "rate_there": round(v.r_there, 3), "epsilon": v.epsilon,
     }  # fmt: skip
 
 

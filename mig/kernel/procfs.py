@@ -181,6 +181,20 @@ def tree(pid: int) -> list[int]:
     return out
 
 
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_s(pid: int, but: Iterable[int] = ()) -> float:
+    """CPU seconds that ``pid``, all that lives below it and all that has ended below it have used; ``but``: without these processes."""
+    total, left_out = 0, set(but)
+    for p in tree(pid):
+        if p not in left_out:
+            with contextlib.suppress(ProcessLookupError):
+                st = stat(p)
+                total += st.utime + st.stime + st.cutime + st.cstime
+    return total / _TICKS
+
+
 @dataclass(frozen=True)
 class Descriptor:
     """One open descriptor: where it leads, and what fdinfo says of the open file description."""

@@ -12,6 +12,8 @@ from typing import Literal
 
 Mode = Literal["pre-copy", "post-copy", "full"]
 MODES = ("auto", "pre-copy", "post-copy", "full")
+LEAVING = "leaving"
+"""What is wanted where the node may go down when its guests have left: nothing may stay behind.  Not a mode that a user can name."""
 WORTH_HIDING = 8 << 20
 """Bytes of memory from which on it pays to leave them out of the dump: below, a dump takes less than what hiding adds (about 5 ms)."""
 WORTH_PRECOPY = 64 << 20
@@ -21,14 +23,13 @@ WORTH_PRECOPY = 64 << 20
 @dataclass(frozen=True)
 class Situation:
     """``hideable``: bytes of memory that can be left out; ``record_locks``: the process holds POSIX locks; ``lazy``: userfaultfd and
-    CRIU's lazy restore are there on this node; ``tracking``: writes can be tracked here; ``leaving``: this node may go down soon;
+    CRIU's lazy restore are there on this node; ``tracking``: writes can be tracked here;
     ``no_shim``: why CRIU cannot be made to leave anything out."""
 
     hideable: int
     record_locks: bool = False
     lazy: bool = True
     tracking: bool = False
-    leaving: bool = False
     no_shim: str = ""
 
 
@@ -36,14 +37,14 @@ def choose(wanted: str, s: Situation) -> tuple[Mode, str]:
     """The mode, and why not a higher one (``""``: it is the highest, or was asked for)."""
     if wanted == "full":
         return "full", ""
+    if wanted == LEAVING:
+        return "full", "its node may go down: nothing may stay behind"
     if not s.lazy:
         return "full", "userfaultfd or CRIU's lazy restore is missing on this node"
     if s.no_shim:
         return "full", f"{s.no_shim}: run `make env` on this node"
     if s.record_locks:
         return "full", "it holds record locks, which CRIU does not restore beside lazy pages"
-    if s.leaving:
-        return "full", "this node may go down: nothing may stay behind"
     if wanted == "auto" and s.hideable < WORTH_HIDING:
         return "full", f"only {s.hideable >> 20} MiB of its memory can be left out of the dump"
     if wanted == "post-copy":

@@ -53,6 +53,9 @@ class SourceBase:
         self.flocks: list[home_locks.Flock] = []
         self.bytes = 0
         self.rounds = 0
+        self.cpu_before = 0.0
+        """CPU seconds that this process and its helpers had used before the move."""
+        self.cpu_there = 0.0
 
     @property
     def img(self) -> str:
@@ -169,16 +172,21 @@ class SourceBase:
 
     async def send_go(self) -> None:
         """GO and the wait for RUNNING."""
-        await self.dest.go()
+        self.cpu_there = float((await self.dest.go()).get("cpu_ms") or 0) / 1000  # an older version does not tell
 
     async def ask_destination(self) -> str:
         """What the destination's node says of this move."""
         return await self.dest.ask(self.mid)
 
     def moved(self) -> dict[str, Any]:
-        """What is reported of an arrived move, beside its times."""
+        """What is reported of an arrived move, beside its times; ``cpu_ms``: CPU time of the helpers at both ends."""
         why = {"mode_why": self.carrier.why} if self.carrier.why else {}
-        return {"bytes": self.bytes, "rounds": self.rounds, "mode": self.carrier.mode} | why
+        cpu = self.cpu_used() - self.cpu_before + self.cpu_there
+        return {"bytes": self.bytes, "rounds": self.rounds, "mode": self.carrier.mode, "cpu_ms": round(cpu * 1e3)} | why
+
+    def cpu_used(self) -> float:
+        """CPU seconds of this process and its helpers so far."""
+        return procfs.cpu_s(os.getpid())
 
     async def settled(self, outcome: Outcome) -> None:
         """The outcome is known here, and all that had to be done about it is done: the journal has served."""

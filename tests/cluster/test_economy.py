@@ -61,6 +61,20 @@ def test_a_guest_s_host_explains_it_too(lab: Any) -> None:
     print(guest)
 
 
+def test_who_was_moved_by_hand_is_left_alone_for_a_while(lab: Any) -> None:
+    job = lab.spawn("n1", ["mosrun", "awk", AWK])
+
+    def why_on(node: str) -> str:
+        r = lab.run(node, "mosctl why $(pgrep -x awk)")
+        return str(r.stdout)
+
+    lab.run("n1", f"migrate {job} n3", check=True)
+    lab.wait_for(lambda: "moved here by hand: left alone for" in why_on("n3"), what="n3 leaves it alone")
+    lab.run("n1", f"migrate --free {job} n2", check=True)
+    told = lab.wait_for(lambda: (w := why_on("n2")) and "a moment ago" not in w and w, what="n2 has nothing against moving it")
+    assert "by hand" not in told
+
+
 def test_short_of_memory_a_node_sends_its_smallest_sufficient_process_away(own_lab: Any) -> None:
     lab = own_lab("--set", "mem_total=1500000000", "--set", "mem_reserve=100000000", nodes=2)
     sizes = {lab.spawn("n1", ["mosrun", "python3", "-c", MEMORY, str(mb)]): mb for mb in (620, 160, 320)}

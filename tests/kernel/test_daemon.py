@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,7 +24,19 @@ import zmq
 from mig.errors import MigError
 
 OMDISCD = str(Path(sys.prefix) / "bin" / "omdiscd")
-PORT = 17231
+
+
+def free_port() -> int:
+    """A port that is free on loopback for TCP and UDP, below those that the kernel gives away by itself."""
+    for port in random.Random().sample(range(20000, 30000), 100):
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
+            tcp.bind(("", port))
+            udp.bind(("", port))
+            return port
+    raise OSError("no port is free")
+
+
+PORT = free_port()
 FAST = "gossip_s = 0.1\nhello_s = 0.3\nsuspect_s = 0.6\ndead_s = 1.2\nsample_s = 0.2\nspeed = 1.0\nallow_root_guests = true\n"
 
 

@@ -35,21 +35,17 @@ def decide(
     policy: Policy, s: Situation, live: dict[int, NodeView | None], *, enacts: bool = True
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Drive one decision; returns the nodes asked and the (pid, node) moved."""
-    decision = manager.moves(policy, s)
+    decision = manager.Dialogue(manager.moves(policy, s))
     asked, moved = [], []
-    answer: NodeView | bool | None = None
-    while True:
-        try:
-            step = decision.send(answer)
-        except StopIteration:
-            return asked, moved
+    while (step := decision.step) is not None:
         if isinstance(step, Ask):
             asked.append(step.node)
-            answer = live[step.node]
+            decision.answer(live[step.node])
         else:
             assert isinstance(step, Enact)
             moved.append((step.candidate.pid, step.target.id))
-            answer = enacts
+            decision.answer(enacts)
+    return asked, moved
 
 
 # -- the manager ----------------------------------------------------------------------------------------------------------------------
@@ -100,15 +96,11 @@ def test_a_policy_cannot_do_more_than_suggest() -> None:
 
 def start(policy: Policy, s: Situation, live: dict[int, NodeView]) -> int:
     """The node that comes first; all are asked as they are in ``live``."""
-    decision = manager.start(policy, proc(rss=50 * MB, placed=True), s)
-    answer: NodeView | None = None
-    while True:
-        try:
-            ask = decision.send(answer)
-        except StopIteration as e:
-            choice: list[NodeView] = e.value
-            return choice[0].id
-        answer = live[ask.node]
+    decision = manager.Dialogue(manager.start(policy, proc(rss=50 * MB, placed=True), s))
+    while (ask := decision.step) is not None:
+        decision.answer(live[ask.node])
+    assert decision.result
+    return decision.result[0].id
 
 
 def test_equal_nodes_start_it_here() -> None:
@@ -236,6 +228,22 @@ def test_costs_are_learnt_from_moves_and_bounded() -> None:
     for nonsense in (-1.0, 0.0, 1e9):
         m.learn(pause_s=0.05, total_s=nonsense, sent=1, rss=1)
     assert m.knobs == before
+
+
+def test_what_the_helpers_of_a_move_take_from_others_counts() -> None:
+    """Between two crowded nodes the difference is small and the helpers hold up many: the young stay, the old go."""
+    here, there = node(1, 10), node(2, 5)
+    v = judge(here, there, proc(cpu_s=0.5), K, 2)
+    assert v.why_not == "helpers" and v.held_up == pytest.approx(0.5 * (10 + 6))
+    assert "hold up" in words.reason(proc(cpu_s=0.5), there, v) and words.verdict(v).startswith("holds up")
+    assert judge(here, there, proc(cpu_s=10.0), K, 2).pays
+    m = Measured(K)
+    for _ in range(40):
+        m.learn(pause_s=0.05, total_s=0.35, sent=1 * MB, rss=2 * MB, cpu_s=3.0)
+    assert m.knobs.move_cpu_s == pytest.approx(3.0, abs=0.01)
+    assert judge(here, there, proc(cpu_s=0.5), m.knobs, 2).held_up == pytest.approx(1.5 * (10 + 6), rel=0.01)
+    many = node(2, 3, cpus=8)
+    assert judge(node(1, 4), many, proc(), K, 2).held_up == pytest.approx(0.5 * 4), "idle CPUs there take nobody's time"
 
 
 def test_a_process_that_is_written_to_all_the_time_costs_more_to_send() -> None:

@@ -19,7 +19,7 @@ BIG = 1 << 30
         ("auto", Situation(1 << 20, tracking=True), "full", "left out"),
         ("auto", Situation(BIG, tracking=True, record_locks=True), "full", "record locks"),
         ("auto", Situation(BIG, tracking=True, lazy=False), "full", "userfaultfd"),
-        ("auto", Situation(BIG, tracking=True, leaving=True), "full", "go down"),
+        ("leaving", Situation(BIG, tracking=True), "full", "go down"),
         ("pre-copy", Situation(BIG, tracking=True, no_shim="there is no shim.so"), "full", "make env"),
         ("full", Situation(BIG, tracking=True), "full", ""),
         ("post-copy", Situation(1 << 20, tracking=True), "post-copy", ""),

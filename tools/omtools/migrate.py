@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--mode", choices=MODES, default="auto", help="how its memory travels: pre-copy, post-copy, full (all in the pause); default: auto"
     )
+    p.add_argument("--free", action="store_true", help="the balancer may move it on at once, not only after hand_hold_s (omdiscd.toml)")
     p.add_argument("--limit", metavar="MBIT", type=float, help="megabits a second at the most for what is sent before the pause")
     return p
 
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point."""
     a = parser().parse_args(argv)
     options: dict[str, Any] = {} if a.mode == "auto" else {"mode": a.mode}
+    if a.free:
+        options["free"] = True
     if a.limit is not None:
         options["limit_bps"] = int(a.limit * 1e6)
     return output.run(lambda: _migrate(a.pid, a.to, a.dry_run, a.json, a.timeout, options), "migrate", json=a.json)

@@ -3,7 +3,7 @@
 
 # by command and verb: options; options that take a value, each with its kind; places, each with its kind; verbs
 declare -gA _mig_options=(
-    [migrate]='-h --help --version --dry-run --json --timeout --mode --limit'
+    [migrate]='-h --help --version --dry-run --json --timeout --mode --free --limit'
     [mosrun]='-b -h -L -q -N -j -A --help --version'
     [mosps]='-h --help --version -a --all --json'
     [mosctl]='-h --help --version'

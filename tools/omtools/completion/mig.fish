@@ -74,6 +74,7 @@ complete -c migrate -l dry-run -d 'say what would be done, and every reason agai
 complete -c migrate -l json -d 'print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON'
 complete -c migrate -l timeout -x -d 'give up, and roll back, after so many seconds'
 complete -c migrate -l mode -x -a 'auto pre-copy post-copy full' -d 'how its memory travels: pre-copy, post-copy, full (all in the pause); default: auto'
+complete -c migrate -l free -d 'the balancer may move it on at once, not only after hand_hold_s (omdiscd.toml)'
 complete -c migrate -l limit -x -d 'megabits a second at the most for what is sent before the pause'
 complete -c migrate -n '__mig_at 1 --timeout,--mode,--limit' -a '(__mig_processes)'
 complete -c migrate -n '__mig_at 2 --timeout,--mode,--limit' -a '(__mig_nodes) home balance'

@@ -45,7 +45,7 @@ class Rules:
     perfect: bool = False
     most: int = manager.MOVES  # moves of one decision
     rest: float = 1.0  # seconds after an arrival in which a process is left alone
-    knobs: Knobs = field(default_factory=lambda: Knobs(freeze_s=FREEZE, setup_s=0.0))
+    knobs: Knobs = field(default_factory=lambda: Knobs(freeze_s=FREEZE, setup_s=0.0, move_cpu_s=0.0))
 
 
 @dataclass
@@ -282,17 +282,11 @@ class World:
         home = self.machines[p.home]
         s = Situation(home.view(), self._known(home), (), self.measured[home.id].knobs, len(self.machines))
         job = Candidate(p.pid, "", 0.0, p.mem, placed=True)
-        decision = manager.start(self.policies[home.id], job, s)
-        answer: NodeView | None = None
-        while True:
-            try:
-                ask = decision.send(answer)
-            except StopIteration as e:
-                choice: list[NodeView] = e.value
-                break
+        decision = manager.Dialogue(manager.start(self.policies[home.id], job, s))
+        while (ask := decision.step) is not None:
             o = self.machines[ask.node]
-            answer = o.view() if o.open else None
-        to = next((self.machines[v.id] for v in choice if self.machines[v.id].open), home)
+            decision.answer(o.view() if o.open else None)
+        to = next((self.machines[v.id] for v in decision.result or () if self.machines[v.id].open), home)
         if to is not home:
             self._note(home.id, to.id, p.mem)
         return to
@@ -325,18 +319,14 @@ class World:
         sending = sum(1 for p in self._sending if p.node == m.id)
         knobs = self.measured[m.id].knobs
         s = Situation(me, self._known(m), candidates, knobs, len(self.machines), sending, m.loads.local)
-        decision = manager.moves(self.policies[m.id], s, most=self.rules.most)
-        answer: NodeView | bool | None = None
-        while True:
-            try:
-                step = decision.send(answer)
-            except StopIteration:
-                return
+        decision = manager.Dialogue(manager.moves(self.policies[m.id], s, most=self.rules.most))
+        while (step := decision.step) is not None:
             if isinstance(step, manager.Ask):
                 o = self.machines[step.node]
-                answer = o.view() if o.open and o.transfers < TRANSFERS else None
-            else:
-                to = self.machines[step.target.id]
-                answer = to.open and self._move(mine[step.candidate.pid], to)
-                if answer:
-                    self._note(m.id, to.id, step.candidate.rss)
+                decision.answer(o.view() if o.open and o.transfers < TRANSFERS else None)
+                continue
+            to = self.machines[step.target.id]
+            begun = to.open and self._move(mine[step.candidate.pid], to)
+            if begun:
+                self._note(m.id, to.id, step.candidate.rss)
+            decision.answer(begun)
