@@ -166,6 +166,7 @@ def test_the_young_get_more_of_the_cpu_than_the_old(own_lab: Any) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_nothing_moves_in_a_balanced_pool_for_five_minutes(lab: Any) -> None:
     jobs = [lab.spawn("n1", ["mosrun", "awk", AWK]) for _ in range(6)]
     lab.wait_for(lambda: spread(lab, jobs) == [2, 2, 2], timeout=150, what="2-2-2")
