@@ -55,31 +55,35 @@ class Config:
     # For its first 5 s a node says hello each second, so the default matters only after a broken network has healed.
     hello_s: float = 5.0
     # Interval of load samples in the gossip, and of probes of whether another node lives.  Information is about ln(nodes) / 3 intervals
-    # old in pools up to 90 nodes, 2 s at 1,000 (docs/gossip.md); cost grows with 1/interval.  One second is a tenth of what a move takes
-    # to pay off, and the balancer asks its targets for their live state anyway.
+    # old in pools up to 90 nodes, 2 s at 1,000 (docs/gossip.md).  Shorter: fresher; cost: bytes and CPU time grow with 1/interval.  One
+    # second is a tenth of what a move takes to pay off, and the balancer asks its targets for their live state anyway.
     gossip_s: float = 1.0
     # Datagrams in each interval, each to one random node with the freshest entries, when not all entries fit into one (about 90 nodes);
-    # below that, three.  More: fresher, 1.2 KB/s each.  10 keeps 95 % of 1,000 entries younger than 5 s.
+    # below that, three.  More: fresher; cost: 1.2 KB/s each.  10 keeps 95 % of 1,000 entries younger than 5 s.
     fanout: int = 10
     # A node that answers neither us nor those whom we ask to try is suspect: nothing is sent there.  When at least two others say so too,
     # or nobody else is there to say so, it is dead after this long without a sign of life.  A node whose kernel still takes a TCP
     # connection is stalled, not gone: it has 45 s.  Shorter: death is known sooner; cost: a busy node is taken for dead.
     suspect_s: float = 4.0
-    # ... and after this long when nobody else suspects it.
+    # ... and after this long when nobody else suspects it.  Longer: one node with a bad line declares fewer dead; cost: a death that only
+    # one has seen is known later.  Twice `suspect_s`: one witness is worth less than three.
     dead_s: float = 8.0
-    # Dead nodes are shown for this long and then forgotten.
+    # Dead nodes are shown for this long and then forgotten.  Longer: more of the past is shown, and a node that comes back is found without
+    # multicast; cost: a row each, and hellos to six of them.  An hour is a reboot and a repair.
     forget_s: float = 3600.0
 
     # -- what this node is worth --------------------------------------------------------------------------------------------------
 
-    # Speed of one of its CPUs relative to a standard CPU (1.0).  0: measured at the first start after each boot (0.1 s).
+    # Speed of one of its CPUs relative to the standard CPU, which does 80 rounds a second of the measurement's work (docs/economy.md).
+    # 0: measured at the first start after each boot (0.1 s).  Higher: more comes here; cost: what comes runs slower than was thought.
     speed: float = 0.0
-    # Number of CPUs that processes here can really use; may be a fraction, as with a CPU quota.  0: as the scheduler and the cgroup say.
+    # Number of CPUs that processes here can really use; may be a fraction, as with a CPU quota.  0: as the scheduler and the
+    # cgroup say.  Lower: fewer processes at once come here; cost: CPUs that nobody uses.
     cpus: float = 0.0
-    # Memory for processes.  0: the cgroup's limit, else the machine's.
+    # Memory for processes.  0: the cgroup's limit, else the machine's.  Lower: fewer and smaller guests; cost: memory that nobody uses.
     mem_total: int = 0
-    # Interval of load samples.  A sample is exact (run and wait times as the kernel counted them), so more of them buy only a shorter
-    # delay.  Cost: a scan of the active processes, about 15 us each.
+    # Interval of load samples.  Shorter: a new load is known sooner; cost: a scan of the active processes, about 15 us each.  A sample is
+    # exact (run and wait times as the kernel counted them), so more of them buy nothing else, and gossip tells one a second.
     sample_s: float = 1.0
 
     # -- whom it takes in ---------------------------------------------------------------------------------------------------------
@@ -99,21 +103,24 @@ class Config:
     # Whether root of another node may block this one, expel its guests, and open it again (`mosctl expel NODE`, mosmon).  What was ordered
     # here is not undone from there, and `allow_from` holds for orders too.  Off: each node is steered at itself only.
     remote_orders: bool = True
-    # Guests beyond this many are refused.  More: more can come; cost: a keeper with its helpers takes about 60 MB.
+    # Guests beyond this many are refused.  More: more can come; cost: a keeper with its helpers takes about 60 MB.  64 of
+    # them take 4 GB.
     max_guests: int = 64
     # Memory that all guests together may have here; what would go beyond it is refused when it comes (a guest that grows later is not
     # stopped).  0: all but `mem_reserve`.  More: more can come; cost: less for the processes of this node.
     max_memory: int = 0
-    # Free memory that a guest must leave.  More: safer against swapping; cost: fewer guests.
+    # Free memory that a guest must leave.  More: safer against swapping; cost: fewer guests.  64 MiB are the
+    # helpers of one move.
     mem_reserve: int = 64 << 20
 
     # -- how its load is told -------------------------------------------------------------------------------------------------------
 
     # MOSIX's stability factor: what an arriving process counts before samples have seen it, and by how much the mosix policy wants another
-    # node to be better.  More: calmer, and larger imbalance.
+    # node to be better.  More: calmer; cost: larger imbalance stays.  1.3: a third is more
+    # than a sample is wrong by.
     stability: float = 1.30
     # How long past load counts: 1 as in MOSIX, 0 every sample is believed at once, 2 twice the memory.  More: fewer moves for short bursts;
-    # cost: later reactions.
+    # cost: later reactions.  The default is the middle.
     decay: float = 1.0
 
     # -- what it sends away by itself -----------------------------------------------------------------------------------------------
@@ -130,37 +137,44 @@ class Config:
     # Command names (as in ps -o comm) that the balancer never touches, whatever `auto` says.
     never: tuple[str, ...] = ("systemd", "sshd", "sudo", "login", "dbus-daemon", "Xorg", "Xwayland", "gnome-shell", "dockerd")
     # Interval of balancing decisions.  Shorter: bursts spread faster; cost: the price of every pair of candidate and node each time.
+    # 1.5 s are one sample and its way through the pool.
     balance_s: float = 1.5
-    # A process is left alone until it is this old: most processes die young, and an age predicts the time that is left.
+    # A process is left alone until it is this old: most processes die young.  An age predicts the time that is left.
+    # Longer: fewer moves of what would have ended anyway; cost: short jobs stay where they were started.
     min_age_s: float = 2.0
     # ... and after each of its moves for this long; after a failed one for ten times as long.  Longer: calmer; cost: slower corrections.
     rest_s: float = 3.0
     # ... and after a move that somebody ordered by hand (migrate without --free) for this long: whoever puts a process somewhere wants it
-    # there for a while.  0: not at all.  mosctl lock keeps it for ever.
+    # there for a while.  0: not at all.  mosctl lock keeps it for ever.  Longer: the order holds; cost: imbalance that it makes stays.
     hand_hold_s: float = 300.0
-    # Hysteresis: a move must save (1 + epsilon) x what it costs the target.  More: fewer moves, larger imbalance left.  Measured: 0.5 is as
+    # Hysteresis: a move must save (1 + epsilon) x what it costs the target.
+    # More: fewer moves; cost: larger imbalance is left.  Measured: 0.5 is as
     # good as 0.1 with half the moves for jobs started at home; jobs whose node was chosen at the start need 1.0.
     epsilon_home: float = 0.5
     epsilon_placed: float = 1.0
-    # Seconds until the helpers of a move stand ready.  More: short processes stay where they are.  It and the next four are first guesses:
-    # what moves cost is learnt from those that ended.
+    # Seconds until the helpers of a move stand ready.  More: short processes stay where they are; cost: they wait there.  It and the next
+    # four are first guesses: what moves cost is learnt from those that ended.
     setup_s: float = 0.5
     # CPU seconds that the helpers take for a move, at both ends together.  They hold up everything else there.  More: fewer moves away from
-    # and to busy nodes.
+    # and to busy nodes; cost: imbalance is left there.
     move_cpu_s: float = 1.0
-    # What a move costs beside: the freeze, and the share of a CPU that a running transfer takes at either end.
+    # What a move costs beside: the freeze, and the share of a CPU that a running transfer takes at either end.  More: fewer moves; cost:
+    # imbalance that would have paid is left.  First guesses as well.
     freeze_s: float = 0.1
     transfer_cpu: float = 0.1
-    # Line rate for guessing the time of a transfer.  1 Gbit/s.  Too low a value keeps large processes at home.
+    # Line rate for guessing the time of a transfer.  1 Gbit/s.  Higher: large processes move sooner; cost: moves that last longer than they
+    # save.  Too low a value keeps large processes at home.
     bandwidth: float = 125e6
-    # Simultaneous transfers of this node, in or out.  Two keep the line busy during one's freeze; more only delay each other.
+    # Simultaneous transfers of this node, in or out.  More: bursts spread faster; cost: each of them takes longer.  Two keep
+    # the line busy during one's freeze.
     transfers: int = 2
     # Jobs that may be on their way here to start (mosrun -b) at once.  More: bursts spread faster; cost: each prepares a cell, half a CPU
-    # second.
+    # second.  Eight keep two CPUs busy for two seconds, which is when the next load is told.
     starts: int = 8
     # For tests: agents and keepers stop, fail or die at named points of a move (mig.migration.faults).  Never on a machine that is used.
     faults: bool = False
     # A move that takes longer is abandoned unless the user gave --timeout; before its commit that means: runs where it was.
+    # Longer: slow lines can finish; cost: a hopeless move holds a transfer's place.  300 s carry 30 GB at 1 Gbit/s.
     move_timeout_s: float = 300.0
 
     # -- whose machine it is --------------------------------------------------------------------------------------------------------
@@ -177,6 +191,7 @@ class Config:
     # gets short).  More work done; cost: caches and memory are shared with the owner.
     linger: bool = False
     # "active-user": this many busy threads of local users (no guests, no jobs of mosrun) count as somebody at work.
+    # Lower: the pool leaves sooner; cost: a cron job counts as an owner.  Half a thread is more than a desktop at rest needs.
     owner_load: float = 0.5
     # Services of PAM whose sessions are nobody's presence.
     ignore_sessions: tuple[str, ...] = ("cron", "crond", "atd", "systemd-user", "sudo", "sudo-i", "runuser", "runuser-l", "polkit-1")

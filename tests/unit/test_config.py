@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mig.config import Config, load, split_address
+from mig.config_file import knobs
 from mig.errors import BadInput
 
 
@@ -103,13 +105,28 @@ def test_not_addresses(text: str) -> None:
         split_address(text, 7230)
 
 
-def test_every_knob_is_explained() -> None:
-    """A comment stands above every field, or above the group of fields that it belongs to."""
-    import mig.config
+def explained() -> list[tuple[str, str]]:
+    """Every key and its comment, or that of the group to which it belongs."""
+    out, last = [], ""
+    for k in knobs():
+        last = " ".join(k.comment) or last
+        out.append((k.name, last))
+    return out
 
-    lines = Path(mig.config.__file__).read_text().splitlines()
-    names = [f.name for f in dataclasses.fields(Config)]
-    for name in names:
-        at = next(i for i, line in enumerate(lines) if line.startswith(f"    {name}: "))
-        above = lines[at - 1].strip()
-        assert above.startswith("#") or above.split(":")[0] in names, name
+
+def test_every_knob_is_explained() -> None:
+    assert [name for name, _ in explained()] == [f.name for f in dataclasses.fields(Config)]
+    assert all(comment for _, comment in explained())
+
+
+NUMBERS = [f.name for f in dataclasses.fields(Config) if type(f.default) in (int, float) and f.name not in ("id", "port")]
+TURNED = re.compile(r"\b(More|Longer|Shorter|Higher|Lower|Lower numbers): ([^;]+); cost: (\S+ \S+)")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_says_which_way_to_turn_it_what_that_gives_and_costs_and_why_it_is_what_it_is(name: str) -> None:
+    comment = dict(explained())[name]
+    turned = TURNED.search(comment)
+    assert turned, comment
+    # the reason for the default: something is said beside what it is and what turning it does, or 0 leaves it to the machine
+    assert len(comment.split(". ")) >= 3 or "0: " in comment, comment

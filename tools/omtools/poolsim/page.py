@@ -74,6 +74,13 @@ _TAIL = """
 A node that is stalled for longer than it may be suspect and whose kernel does not answer either (a suspended laptop, a paused virtual
 machine) is declared dead; when it wakes up it notices from its clock that it was away, accuses nobody, and refutes.
 
+## Real daemons
+
+Twelve `omdiscd` in a lab of a machine of two CPUs that had much else to do (`tests/cluster/test_pool_of_twelve.py`): all see each other
+1.76 s after the last has started (goal 3 s); a death is known to all others after 5.6 s, three times (goal 8 s); 0.7 s after a cut
+of 60 s between two halves all see all again. At rest each took 0.56 to 0.63 % of a core (goal 0.5 %, missed; not measured on a quiet
+machine) and 34 MB (goal 45 MB).
+
 ## "I don't see all my nodes"
 
 | what is so | what happens |

@@ -29,8 +29,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "bench": {"runc": "runc"},
     # what the tests of logins need is unpacked, not installed: omtools.setup.logins
     "test": {"zsh": "zsh", "fish": "fish", "groff": "groff"},
-    # redis-tools has the server as well, under another name, and starts no service
-    "soak": {"default-jdk-headless": "javac", "redis-tools": "redis-check-rdb"},
+    "soak": {"default-jdk-headless": "javac"},
 }
 _STATUS = Path("/var/lib/dpkg/status")
 _ADMIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
