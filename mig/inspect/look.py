@@ -86,7 +86,7 @@ def open_file(pid: int, d: procfs.Descriptor, diag: sockets.UnixDiag, *, guest: 
     except (FileNotFoundError, ProcessLookupError):
         return None
     except OSError as e:
-        if e.errno == 9:  # EBADF of pidfd_getfd: closed meanwhile
+        if e.errno == errno.EBADF or e.errno in _FILES_GONE:  # closed meanwhile, as pidfd_getfd tells; behind a dead mount: CRIU will say
             return None
         raise
     return OpenFile(
