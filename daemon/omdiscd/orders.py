@@ -112,7 +112,15 @@ class HomeOrders:
 
 
 def move_order(
-    to: NodeInfo, mode: str, timeout: float, reason: str, frozen: str, auto: bool, *, memory: str = "auto", limit_bps: int = 0,
+    to: NodeInfo,
+    mode: str,
+    timeout: float,
+    reason: str,
+    frozen: str,
+    auto: bool,
+    *,
+    memory: str = "auto",
+    limit_bps: int = 0,
     hold_s: float = 0.0,
 ) -> dict[str, Any]:
     """The order to move; ``frozen``: the cgroup in which the process stands already, ``auto``: a balancer asks, not a person.

@@ -85,9 +85,7 @@ def _look(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int],
     )
 
 
-def _scene(
-    pid: int, guest: bool, known: dict[str, int], ignore: Collection[int], asker: int
-) -> tuple[Scene, dict[int, procfs.Status]]:
+def _scene(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int], asker: int) -> tuple[Scene, dict[int, procfs.Status]]:
     """What is to be judged, and the status of each member by its number in our own pid namespace."""
     members = []
     outer: dict[int, procfs.Status] = {}

@@ -23,7 +23,7 @@ StrictModes no
 AuthorizedKeysFile /run/sshd/authorized
 PidFile none
 """
-_HOLD = "#!/bin/sh\n[ \"$PAM_TYPE\" = open_session ] || exit 0\nwhile [ -e /run/hold ]; do sleep 0.05; done\n"
+_HOLD = '#!/bin/sh\n[ "$PAM_TYPE" = open_session ] || exit 0\nwhile [ -e /run/hold ]; do sleep 0.05; done\n'
 
 
 def prepare(lab: Any, node: str) -> None:

@@ -292,9 +292,10 @@ def test_work_of_local_users_makes_it_linger_and_nothing_is_moved(desk: Any) -> 
         wait_state(desk, "lingering")
         assert sleeps["state"] == "in-pool" and "own work keeps" in logins.pool(desk, "n2")["why"]
         desk.wait_for(lambda: logins.pool(desk, "n2")["guest_share"] == "idle priority", what="guests yield")
-        assert "lingering: local users' own work" in desk.run("n1", ["migrate", str(pid), "n2", "--dry-run"]).stdout + desk.run(
-            "n1", "mosctl status n2"
-        ).stdout
+        assert (
+            "lingering: local users' own work"
+            in desk.run("n1", ["migrate", str(pid), "n2", "--dry-run"]).stdout + desk.run("n1", "mosctl status n2").stdout
+        )
         assert where(desk, pid) == "n2"
         desk.signal("n2", work, signal.SIGKILL)
         wait_state(desk, "in-pool")

@@ -124,9 +124,7 @@ def test_mosctl_prints_the_script(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == (SCRIPTS / name).read_text()
 
 
-def test_without_a_daemon_there_are_no_words(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_daemon_there_are_no_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("mig.paths.CONTROL", tmp_path / "none")
     assert mosctl.main(["completion", "nodes"]) == 0
     assert capsys.readouterr() == ("", "")

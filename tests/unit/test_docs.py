@@ -170,8 +170,29 @@ def test_every_error_and_status_is_documented() -> None:
 def test_every_verb_of_mosctl_that_openmosix_had_is_in_the_table() -> None:
     page = (DOCS / "from-openmosix.md").read_text()
     verbs = {v.name for v in of_parser(mosctl.parser(), "mosctl").verbs}
-    for old in {"status", "whois", "isup", "getload", "getspeed", "getmem", "getfree", "getutil", "block", "noblock", "expel", "bring",
-                "lock", "unlock", "setspeed", "stay", "nostay", "lstay", "nolstay", "quiet", "noquiet"} & verbs:
+    for old in {
+        "status",
+        "whois",
+        "isup",
+        "getload",
+        "getspeed",
+        "getmem",
+        "getfree",
+        "getutil",
+        "block",
+        "noblock",
+        "expel",
+        "bring",
+        "lock",
+        "unlock",
+        "setspeed",
+        "stay",
+        "nostay",
+        "lstay",
+        "nolstay",
+        "quiet",
+        "noquiet",
+    } & verbs:
         assert re.search(rf"`(mosctl )?{old}[` ]", page), old
 
 

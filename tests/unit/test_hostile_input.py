@@ -165,7 +165,6 @@ STATUS = msgpack.packb({"v": 1, "id": 1, "op": "status", "node": "n1", "dry_run"
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-
 def test_a_million_changed_datagrams_and_messages_leave_nothing() -> None:
     """Seeded.  None opens; every request that is not refused is one; memory does not grow."""
     chance, receiver, sender = random.Random(7), Seal([KEY, bytes(32)], 1, 1), Seal(KEY, 2, 1)

@@ -280,9 +280,7 @@ def test_mosctl_status_tells_the_balance(pool: type[Daemon], capsys: Captured) -
     assert capsys.readouterr().out.splitlines()[-1] == "balance 87 %; policy mosix; here: stay"
 
 
-def test_mosctl_doctor_joins_what_machine_and_daemon_say(
-    daemon: type[Daemon], capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mosctl_doctor_joins_what_machine_and_daemon_say(daemon: type[Daemon], capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "diagnose", lambda: [doctor.Check("root", True, "yes")])
     daemon.replies = [{"checks": [{"name": "peers", "ok": True, "text": "2 alive", "remedy": "start more"}]}]
     assert mosctl.main(["doctor"]) == 0

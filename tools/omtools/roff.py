@@ -30,7 +30,7 @@ def page(text: str, source: str = "") -> tuple[str, str]:
         block = block[1:] if begun and block[0] == ".PP" else block
         lines += [line.replace(" \\(en ", " \\- ", 1) for line in block] if named else block
     body = "\n".join(lines)
-    return f"{name}.{section}", f"'\\\" t\n.TH {name.upper()} {section} \"\" \"{source}\" \"openMosix in userspace\"\n{body}\n"
+    return f"{name}.{section}", f'\'\\" t\n.TH {name.upper()} {section} "" "{source}" "openMosix in userspace"\n{body}\n'
 
 
 def write_all(pages: Path, into: Path, source: str = "") -> list[Path]:
