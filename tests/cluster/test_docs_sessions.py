@@ -37,11 +37,11 @@ def sessions(page: str) -> dict[str, list[tuple[str, list[str]]]]:
 
 
 def shape(line: str) -> str:
-    """What is left of a line on a terminal, without what differs each time: numbers, sizes, blanks of tables.  An exit status stays."""
+    """What is left of a line on a terminal, without what differs each time: numbers, sizes, times, blanks.  An exit status stays."""
     line = line.rpartition("\x1b[K")[2].replace("\r", "")  # progress that was wiped out
     if line.strip().isdigit():
         return line.strip()
-    return re.sub(r"\s+", " ", re.sub(r"\d[\d.,:]*[KMGT]?\b", "#", line)).strip()
+    return re.sub(r"\s+", " ", re.sub(r"\d[\d.,:]*(?: m?s|[KMGT])?\b", "#", line)).strip()
 
 
 def compare(expected: list[str], shown: list[str]) -> None:
