@@ -8,6 +8,7 @@ Connections between nodes are made and accepted by :mod:`mig.trust.links`.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, cast
@@ -113,6 +114,12 @@ async def arecv(s: socket.socket) -> Message:
     return unpack(await arecv_exact(s, n))
 
 
+_TCP_RTO_MAX_MS = 44
+RTO_MAX_MS = 2000
+"""Milliseconds between two tries at the most.  TCP doubles them up to two minutes: after a cut of a minute the first word of a guest to its
+home would come up to a minute late, and whoever waits for the answer gives up."""
+
+
 def tune(s: socket.socket, dead_after: int = 300) -> None:
     """No Nagle; a silent peer is given up after about ``dead_after`` seconds.
 
@@ -126,3 +133,5 @@ def tune(s: socket.socket, dead_after: int = 300) -> None:
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, dead_after // 4))
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, dead_after // 8))
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead_after * 1000)
+    with contextlib.suppress(OSError):  # since Linux 6.15
+        s.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RTO_MAX_MS)

@@ -100,14 +100,9 @@ def test_a_pool_that_was_cut_in_two_heals_and_guests_on_both_sides_go_on(twelve:
         twelve.wait_for(lambda: where(twelve, abroad.pid) == "n7", what="n7 tells of its guest again")
         assert abroad.ask("beats[0]") > before + 3000, "it computed while it was cut off"
         assert where(twelve, near.pid) == "n2"
-        # TCP has doubled its patience for a minute: home's files answer again up to a minute later
-        assert abroad.ask("len(os.listdir('/etc'))", timeout=90) > 0
+        assert abroad.ask("len(os.listdir('/etc'))", timeout=30) > 0
         record(f"a guest's files answer {time.time() - healed:.1f} s after the cut")
-        moved = twelve.run("n1", ["migrate", str(abroad.pid), "n2"])
-        if "step ask: its time ran out" in moved.stderr:
-            assert abroad.ask("beats[0]") > before and where(twelve, abroad.pid) == "n7"
-            pytest.xfail("known (docs/limits.md): a guest that was cut off from home for a minute cannot move on from there at first")
-        assert moved.returncode == 0, moved.stderr
+        abroad.move("n2")
         abroad.move("n7")
         for s, to in ((abroad, "n2"), (near, "n7"), (abroad, "home"), (near, "home")):
             s.move(to)

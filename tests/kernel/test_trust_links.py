@@ -248,6 +248,14 @@ def test_blocking_ends_for_threads(listener: socket.socket) -> None:
     assert got == [(1, b"hello")]
 
 
+def test_after_a_cut_the_next_try_comes_within_seconds() -> None:
+    """This kernel is one that can bound the doubling of TCP's patience; `tests/cluster/test_pool_of_twelve.py` has the cut of a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as s:
+        assert s.getsockopt(socket.IPPROTO_TCP, 44) > 10_000
+        wire.tune(s)
+        assert s.getsockopt(socket.IPPROTO_TCP, 44) == wire.RTO_MAX_MS
+
+
 def test_a_relay_that_was_killed_is_replaced(listener: socket.socket) -> None:
     async def main() -> None:
         a, b = await pair(listener)
