@@ -88,9 +88,10 @@ def test_a_pool_that_was_cut_in_two_heals_and_guests_on_both_sides_go_on(twelve:
         for name in gone:
             twelve.cut(name)
         cut = time.time()
-        twelve.wait_for(lambda: alive(twelve, "n1") == set(names(twelve)[:6]), timeout=30, what="n1 sees its own half only")
+        half = set(names(twelve)[:6])
+        twelve.wait_for(lambda: alive(twelve, "n1") == alive(twelve, "n2") == half, timeout=30, what="n1 and n2 see their half only")
         while time.time() < cut + 60:
-            assert alive(twelve, "n2") <= set(names(twelve)[:6]) and near.ask("beats[0]") > 0
+            assert alive(twelve, "n2") <= half and near.ask("beats[0]") > 0
             time.sleep(1)
         for name in gone:
             twelve.heal(name)
