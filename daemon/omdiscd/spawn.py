@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 
 START = 20.0
 """Seconds that an agent gets to appear: it imports Python modules, on a machine that may be busy."""
-PRIORITY = -10
-"""Nice value of agents, keepers and their helpers: together they use little.  With -15 the process that is to move stood for 80-96 ms on a
-machine of two cores while they started, with -10 for up to 48."""
 _TAIL = 2000
 """Bytes of a log that are quoted when a helper fails to start."""
 
@@ -93,8 +90,6 @@ class Spawner:
             child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd="/", pass_fds=fds, start_new_session=True
             )
-        # a busy node is what processes leave: its moves must not wait for its work (the guest keeps its own priority)
-        os.setpriority(os.PRIO_PROCESS, child.pid, PRIORITY)
         self.pids.add(child.pid)
         pidfd = os.pidfd_open(child.pid)
         asyncio.get_running_loop().add_reader(pidfd, self._ended, pidfd, child)

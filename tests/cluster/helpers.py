@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyte
 from omtools.moslab import enter
 
 GUESTS = Path(__file__).parents[1] / "guests"
@@ -188,3 +189,17 @@ def file_text(lab: Any, path: str, node: str = "n1") -> str:
 def wait_text(lab: Any, path: str, *, when: Callable[[str], bool] = bool, timeout: float = 20) -> str:
     """Wait until a file of n1 has such content."""
     return str(lab.wait_for(lambda: (t := file_text(lab, path)) and when(t) and t, timeout, f"content of {path}"))
+
+
+def screen_of(session: Any, columns: int, lines: int) -> Callable[[str], None]:
+    """A terminal for a full-screen program; returns what waits until a text is on it."""
+    screen = pyte.Screen(columns, lines)
+    stream = pyte.Stream(screen)
+
+    def until(text: str) -> None:
+        end = time.monotonic() + 30
+        while not any(text in line for line in screen.display):
+            assert time.monotonic() < end, "\n".join([f"never seen: {text}", *screen.display])
+            stream.feed(session.read_nonblocking(65536, timeout=30))
+
+    return until

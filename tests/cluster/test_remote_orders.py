@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
-import pyte
 import pytest
 
-from tests.cluster.helpers import migrate, where
+from tests.cluster.helpers import migrate, screen_of, where
 
 
 def status(lab: Any, node: str, of: str) -> dict[str, Any]:
@@ -88,14 +86,7 @@ def test_a_node_that_is_gone_is_said_to_be(pool: Any) -> None:
 def test_it_is_done_from_mosmon(pool: Any) -> None:
     pid = guest(pool)
     session = pool.pty("n1", ["mosmon", "--view", "nodes"], env={"TERM": "screen"}, dimensions=(30, 120))
-    screen = pyte.Screen(120, 30)
-    stream = pyte.Stream(screen)
-
-    def until(text: str) -> None:
-        end = time.monotonic() + 30
-        while not any(text in line for line in screen.display):
-            assert time.monotonic() < end, "\n".join([f"never seen: {text}", *screen.display])
-            stream.feed(session.read_nonblocking(65536, timeout=30))
+    until = screen_of(session, 120, 30)
 
     until("3 of 3 nodes up")
     session.send("\x1bOB")  # n2 is below n1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -21,6 +21,26 @@ ODD: tuple[Any, ...] = (
     [[]] * 3, {"a": 1},
 )  # fmt: skip
 _LONGEST = 4096
+
+
+def change(chance: random.Random, b: bytearray, corpus: Sequence[bytes] = ()) -> None:
+    """One change: a bit, a byte, a piece left out, put in, doubled, or taken from another of the ``corpus``, or the end cut off."""
+    at = chance.randrange(len(b) + 1)
+    match chance.randrange(7):
+        case 0 if at < len(b):
+            b[at] ^= 1 << chance.randrange(8)
+        case 1 if at < len(b):
+            b[at] = chance.randrange(256)
+        case 2:
+            del b[at : at + chance.randrange(1, 9)]
+        case 3:
+            b[at:at] = chance.randbytes(chance.randrange(1, 9))
+        case 4:
+            b[at:at] = b[: chance.randrange(40)]
+        case 5 if corpus:
+            b[at:] = chance.choice(corpus)[at:]
+        case _:
+            del b[at:]
 
 
 class Fuzzer:
@@ -126,21 +146,6 @@ class Fuzzer:
             return data
 
     def _bytes(self, data: bytes) -> bytes:
-        chance, b = self._chance, bytearray(data)
-        at = chance.randrange(len(b) + 1)
-        match chance.randrange(7):
-            case 0 if at < len(b):
-                b[at] ^= 1 << chance.randrange(8)
-            case 1 if at < len(b):
-                b[at] = chance.randrange(256)
-            case 2:
-                del b[at : at + chance.randrange(1, 9)]
-            case 3:
-                b[at:at] = chance.randbytes(chance.randrange(1, 9))
-            case 4:
-                b[at:at] = b[: chance.randrange(40)]
-            case 5 if self.corpus:
-                b[at:] = chance.choice(self.corpus)[at:]
-            case _:
-                del b[at:]
+        b = bytearray(data)
+        change(self._chance, b, self.corpus)
         return bytes(b)

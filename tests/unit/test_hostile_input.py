@@ -19,6 +19,8 @@ from mig.channels.frames import Decoder, FrameError
 from mig.errors import BadInput
 from mig.trust import keys
 
+from .fuzzing import change
+
 KEY = bytes(range(32))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text(max_size=20) | st.binary(max_size=20),
@@ -28,23 +30,10 @@ VALUES = st.recursive(
 
 
 def mutated(chance: random.Random, data: bytes) -> bytes:
-    """One to four changes: bits, bytes, pieces left out, doubled, put in."""
+    """One to four changes."""
     b = bytearray(data)
     for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(b) + 1)
-        match chance.randrange(6):
-            case 0 if at < len(b):
-                b[at] ^= 1 << chance.randrange(8)
-            case 1 if at < len(b):
-                b[at] = chance.randrange(256)
-            case 2:
-                del b[at : at + chance.randrange(1, 9)]
-            case 3:
-                b[at:at] = chance.randbytes(chance.randrange(1, 9))
-            case 4:
-                b[at:at] = b[: chance.randrange(40)]
-            case _:
-                del b[at:]
+        change(chance, b)
     return bytes(b)
 
 
