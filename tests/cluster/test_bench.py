@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from omtools.bench.samples import CRIU, OURS, RUNC
+from omtools.bench.memory import HEAP, RANDOM
+from omtools.bench.samples import CRIU, LAZY, OURS, RUNC
 
 
 def test_one_quick_round(tmp_path: Path) -> None:
@@ -22,4 +23,6 @@ def test_one_quick_round(tmp_path: Path) -> None:
         assert row["felt"] > 0 and row["total"] > 0
     for sample in result["samples"]:
         assert sample["steps"]
+    assert {x["kind"] for x in result["links"]} == {RANDOM, HEAP, LAZY}
+    assert all(x["before"] > 0 and x["felt"] > 0 for x in result["links"])
     assert all(result["starts"].values())

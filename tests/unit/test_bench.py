@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from omtools.bench import table
-from omtools.bench.samples import CRIU, HERE_TO_N2, ONWARD, RUNC, Sample, ratio, row, rows
+from omtools.bench.memory import RANDOM, Link, first_second, link_table
+from omtools.bench.samples import CRIU, HERE_TO_N2, LAZY, ONWARD, RUNC, Sample, ratio, row, rows
 from omtools.bench.target import answers
 
 
@@ -68,3 +69,16 @@ def test_the_report_has_a_line_for_each_kind_and_ratio() -> None:
 def test_steps_of_the_first_move_stand_side_by_side() -> None:
     runs = [Sample(HERE_TO_N2, mib, 0, 1, 1, steps={"dump": float(mib)}) for mib in (4, 64)]
     assert table.steps(runs).splitlines()[2].split() == ["|", "dump", "|", "4.0", "|", "64", "|"]
+
+
+def test_the_first_second_is_compared_within_each_round() -> None:
+    def link(kind: str, number: int, work: int, all_ms: float = 0.0) -> Link:
+        return Link(kind, 64, number, 50.0, 900.0, 64 << 20, work, 10_000, all_ms)
+
+    found = [link(RANDOM, 0, 500, 1000.0), link(LAZY, 0, 10), link(RANDOM, 1, 5000, 1000.0), link(LAZY, 1, 50), link(LAZY, 2, 1)]
+    assert first_second(found, 64) == [50, 100]
+    assert first_second(found, 1024) == []
+    lines = link_table(found).splitlines()
+    assert [line.split("|")[7].strip() for line in lines[2:4]] == ["1.86", ""]  # nobody waited for the peer's last page
+    assert lines[-1] == f"Work in the first second, beside {LAZY}: 64 MiB: 75.0 times (50.0-100.0)."
+    assert "beside" not in link_table([x for x in found if x.kind == RANDOM])

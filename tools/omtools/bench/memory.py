@@ -18,8 +18,8 @@ from mig.memory.hide import read_areas
 from mig.memory.precopy import Process
 from mig.memory.rounds import Policy
 from mig.memory.tracker import CannotTrack, WriteTracker
-from omtools.bench import lab, table
-from omtools.bench.samples import HERE_TO_N2
+from omtools.bench import lab, lazy, table
+from omtools.bench.samples import HERE_TO_N2, LAZY
 from omtools.bench.target import Diary
 
 GIGABIT = 125e6
@@ -30,16 +30,18 @@ HEAP_PROGRAM = Path(__file__).with_name("heap.py")
 
 @dataclass(frozen=True)
 class Link:
-    """One move of ``mib`` over 1 Gbit/s: pause felt, total until the answer, until all memory had arrived (ms), and the rung."""
+    """One move of ``mib`` over 1 Gbit/s: pause felt, total until the answer, until all memory had arrived (ms; 0: not waited for), the work
+    of the first second after the answer, and of one before the order."""
 
     kind: str
     mib: int
+    round: int
     felt: float
     total: float
-    all_ms: float
     resident: int
     first_second: int
     before: int
+    all_ms: float = 0.0
 
     @property
     def of_line(self) -> float:
@@ -57,6 +59,8 @@ def over_gigabit(program: Path, plan: Sequence[tuple[str, int, int]], say: Calla
                 try:
                     with lab.Guest(nodes, program if kind == RANDOM else HEAP_PROGRAM, mib, with_="" if kind == RANDOM else "python3") as g:
                         out.append(_one(g, kind, mib, number))
+                    if kind == RANDOM:
+                        out.append(Link(kind=LAZY, mib=mib, round=number, **lazy.measure(program, nodes, mib)))
                 except MigError as e:
                     failures.append(f"{kind}, {mib} MiB over 1 Gbit/s: {'; '.join(e.lines())}")
                     say(failures[-1])
@@ -73,7 +77,13 @@ def _one(g: lab.Guest, kind: str, mib: int, number: int) -> Link:
     at = g.work()
     time.sleep(1.0)
     first = g.work() - at
-    return Link(kind, mib, moved.felt, moved.total, (g.wait_for_all() - began) * 1e3, resident, first, before)
+    return Link(kind, mib, number, moved.felt, moved.total, resident, first, before, (g.wait_for_all() - began) * 1e3)
+
+
+def first_second(found: Sequence[Link], mib: int) -> list[float]:
+    """Our work in the first second after arrival, in times that of CRIU's lazy pages in the same round."""
+    ours = {x.round: x.first_second for x in found if x.kind == RANDOM and x.mib == mib}
+    return [ours[x.round] / max(x.first_second, 1) for x in found if x.kind == LAZY and x.mib == mib and x.round in ours]
 
 
 def link_table(found: Sequence[Link]) -> str:
@@ -87,14 +97,17 @@ def link_table(found: Sequence[Link]) -> str:
         def median(of: Callable[[Link], float], mine: list[Link] = mine) -> float:
             return statistics.median(map(of, mine))
 
-        felt = sorted(x.felt for x in mine)
+        felt, of_line = sorted(x.felt for x in mine), median(lambda x: x.of_line)
         body.append([
             kind, f"{mib}", table.ms(statistics.median(felt)), f"{table.ms(felt[0])}-{table.ms(felt[-1])}",
-            table.ms(median(lambda x: x.total)), table.ms(median(lambda x: x.all_ms)), f"{median(lambda x: x.of_line):.2f}",
-            f"{median(lambda x: x.first_second / max(x.before, 1)):.2f}", f"{len(mine)}",
+            table.ms(median(lambda x: x.total)), table.ms(median(lambda x: x.all_ms)), f"{of_line:.2f}" if of_line else "",
+            f"{median(lambda x: x.first_second / max(x.before, 1)):.3f}", f"{len(mine)}",
         ])  # fmt: skip
+    times = {mib: first_second(found, mib) for mib in dict.fromkeys(x.mib for x in found)}
+    beside = [f"{mib} MiB: {statistics.median(t):.1f} times ({min(t):.1f}-{max(t):.1f})" for mib, t in times.items() if t]
+    more = f"\n\nWork in the first second, beside {LAZY}: {', '.join(beside)}." if beside else ""
     head = ["1 Gbit/s", "MiB", "pause felt", "from-to", "total", "all here", "x line rate", "first second", "runs"]
-    return table.table(head, body)
+    return table.table(head, body) + more
 
 
 class _Nowhere:

@@ -30,21 +30,28 @@ from omtools.moslab import limits
 
 WORK = Path("/run/mig-bench")
 _NAME = "mig-bench"
+OWN_WORLD = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+"""Namespaces in which everything dies with the first process."""
+COMMON = ["--shell-job", "--manage-cgroups=ignore", "--network-lock", "skip"]
+"""Arguments of every dump and restore by CRIU."""
 
 
 def command(program: Path, lab: str) -> list[str]:
-    """How to start this module; everything in it dies with the first process."""
-    inside = [sys.executable, "-m", "omtools.bench.peers", str(program), lab]
-    return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *inside]
+    """How to start this module."""
+    return [*OWN_WORLD, sys.executable, "-m", "omtools.bench.peers", str(program), lab]
 
 
 def _run(argv: list[Any], log: Path | None = None) -> None:
     """Run a tool to its end; raises :class:`MigError` with its words or its log's errors."""
     done = subprocess.run([str(a) for a in argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        text = log.read_text(errors="replace") if log and log.exists() else ""
-        errors = [line for line in text.splitlines() if "Error" in line]
-        raise MigError(f"{argv[0]} failed: {done.stderr.strip()[-300:]}", reasons=errors[:3])
+        raise MigError(f"{argv[0]} failed: {done.stderr.strip()[-300:]}", reasons=errors(log) if log else [])
+
+
+def errors(log: Path) -> list[str]:
+    """The first errors in a log of CRIU."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return [line for line in text.splitlines() if "Error" in line][:3]
 
 
 def _launch(argv: list[Any]) -> None:
@@ -72,22 +79,26 @@ class _Clock:
         return (self._last - self._began) * 1e3
 
 
+def launch(program: Path, mib: int) -> subprocess.Popen[bytes]:
+    """Start a target that writes to ``WORK/diary``."""
+    with open(os.devnull, "r+b") as null:
+        argv = [str(program), str(mib), str(WORK / "diary")]
+        return subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True, cwd="/")
+
+
 def _criu(program: Path, mib: int, images: list[Path]) -> tuple[Diary, _Clock]:
     first, second = images
-    path = WORK / "diary"
-    with open(os.devnull, "r+b") as null:
-        process = subprocess.Popen([program, str(mib), path], stdin=null, stdout=null, stderr=null, start_new_session=True, cwd="/")
-    diary = Diary(path, lambda: os.kill(process.pid, signal.SIGUSR1))
+    process = launch(program, mib)
+    diary = Diary(WORK / "diary", lambda: os.kill(process.pid, signal.SIGUSR1))
     diary.wait_ready()
     diary.longest()
-    common = ["--shell-job", "--manage-cgroups=ignore", "--network-lock", "skip"]
     clock = _Clock()
-    _run([*layout.command(), "dump", "-t", process.pid, "-D", first, "-o", "dump.log", *common], first / "dump.log")
+    _run([*layout.command(), "dump", "-t", process.pid, "-D", first, "-o", "dump.log", *COMMON], first / "dump.log")
     process.wait()
     clock.done("dump")
     tcp.copy(first, second)
     clock.done("copy")
-    _launch([*layout.command(), "restore", "-d", "-D", second, "-o", "restore.log", *common])
+    _launch([*layout.command(), "restore", "-d", "-D", second, "-o", "restore.log", *COMMON])
     clock.done("restore")
     return diary, clock
 
@@ -160,10 +171,8 @@ def measure(program: Path, peer: str, mib: int) -> dict[str, Any]:
         shutil.rmtree(WORK)
 
 
-def main() -> None:
-    """Serve until the input ends."""
-    program = Path(sys.argv[1])
-    lab = labs.load(sys.argv[2])
+def settle(lab: labs.Lab) -> None:
+    """Make this process, the first of its namespaces, ready to measure: the cgroups of a node, a private /run, CRIU on PATH."""
     limits.join_node(lab, lab.node("n1"))
     libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
     libc.mount("tmpfs", "/run", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "mode=755,size=100%")
@@ -174,6 +183,12 @@ def main() -> None:
     wrapper.chmod(0o755)
     os.environ["PATH"] = f"{tools}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     subprocess.run([*layout.command(), "check"], capture_output=True)
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    program = Path(sys.argv[1])
+    settle(labs.load(sys.argv[2]))
     for line in sys.stdin:
         m = json.loads(line)
         print(json.dumps(measure(program, m["peer"], m["mib"])), flush=True)

@@ -1,4 +1,5 @@
-/* target MIB FILE: fills MIB of memory with what does not compress, then works on it for ever and looks at its clock at each step.  The line
+/* target MIB FILE: fills MIB of memory with what does not compress, then works on 64 MiB of it, which lie behind the first 7/8 (whoever sends
+ * memory in the order of addresses shall not send them first by chance), for ever and looks at its clock at each step.  The line
  * "ready" goes to FILE when the work begins, and on SIGUSR1 "steps N", the work done so far, and "longest MS": the longest time in which
  * it did not run since the last such line.  FILE is open only while a line is written, so that it is no matter of whoever moves this process. */
 #include <fcntl.h>
@@ -44,13 +45,14 @@ int main(int argc, char **argv) {
 	}
 	if (hot > words)
 		hot = words;
+	uint64_t *place = memory + (words / 8 < hot ? words - hot : words / 8 * 7);
 	signal(SIGUSR1, ask);
 	note("ready\n");
 	double longest = 0;
 	unsigned long steps = 0;
 	for (double last = now_ms();;) {
 		state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-		memory[state % hot] ^= 1;
+		place[state % hot] ^= 1;
 		steps++;
 		double now = now_ms();
 		if (now - last > longest)
