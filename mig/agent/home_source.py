@@ -82,6 +82,8 @@ class HomeSource(SourceBase):
             case Step.RESTORE:
                 await self.agent.expire_names()
                 await self.dest.ready()
+            case Step.FILL:
+                await self.fill()
             case Step.VERIFY:
                 self.verify()
             case _:

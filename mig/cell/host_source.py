@@ -75,6 +75,8 @@ class HostSource(SourceBase):
             case Step.RESTORE:
                 await self.keeper.ask_agent("expire", "expired")
                 await self.dest.ready()
+            case Step.FILL:
+                await self.fill()
             case Step.VERIFY:
                 self.verify()
 

@@ -80,6 +80,8 @@ class Keeper:
         self.guest: Guest | None = None
         self.pager: PagerLink | None = None
         self._no_pager = ""
+        self._filled = False  # all memory was fetched before GO
+        self._told_whole = False
         self.positions: Positions | None = None
         self.over = asyncio.Event()
         self._clocks = (0, 0)
@@ -219,13 +221,15 @@ class Keeper:
         await reach(Fault.AT_BARRIER)
         await wire.asend(self.conn, op="ready", images_ms=round((t1 - t0) * 1e3, 1), restore_ms=round((time.monotonic() - t2) * 1e3, 1))
         word = await wire.arecv(self.conn)
+        if word.get("op") == "fill":
+            word = await self._fill()
         if word.get("op") != "go":
             self._told_to_abort = word.get("op") == "abort"
             raise Aborted(f"the source said {word.get('op')!r}")
         await reach(Fault.BEFORE_RUNNING)
         self.journal.write(RUNNING)  # accepted: from here on only its own end stops the guest
         cell.guest_cgroup.thaw()
-        if self.pager is not None:
+        if self.pager is not None and not self._filled:
             await self.pager.push()
         await cell.release()
         try:
@@ -235,6 +239,22 @@ class Keeper:
         except Exception as e:  # whatever it is, the guest runs: the source asks our omdiscd for the answer that it did not get
             log.warning("the answer to GO is lost: %s", e)
             self.conn.close()
+
+    async def _fill(self) -> dict[str, Any]:
+        """Fetch all memory while the copy stands at the barrier; returns the source's next word, which may come before that."""
+        word = asyncio.ensure_future(wire.arecv(self.conn))
+        if self.pager is not None:
+            await self.pager.push()
+            whole = asyncio.ensure_future(self.pager.whole.wait())
+            try:
+                await asyncio.wait({word, whole}, return_when=asyncio.FIRST_COMPLETED)
+                if not whole.done():
+                    return await word
+            finally:
+                whole.cancel()
+        self._filled = True
+        await wire.asend(self.conn, op="filled")
+        return await word
 
     def _as_agreed(self) -> None:
         """Raises :class:`MigError` when the images are not what was admitted: then CRIU does not see them."""
@@ -260,11 +280,12 @@ class Keeper:
 
     def _memory_news(self) -> None:
         """Pages have arrived, or the source does not answer."""
-        if self.pager is None or self.over.is_set():
+        if self.pager is None or self.over.is_set() or not self.row.host_pid:
             return
         self.row.arriving, self.row.waiting_s = self.pager.missing, round(self.pager.silent, 1)
         self.row.waiting_for = str(self.request["memory"].get("name", "")) if self.pager.silent else ""
-        if self.pager.arrived.is_set() and self.row.state in ("running", "stopped", "moving"):
+        if self.pager.arrived.is_set() and not self._told_whole and self.row.state in ("running", "stopped", "moving"):
+            self._told_whole = True
             self._tasks.spawn(self.tell_agent("memory", **self.pager.report))
 
     def _memory_lost(self, why: str) -> None:
@@ -318,6 +339,7 @@ class Keeper:
         self.row.hold_until = self.row.since + float(self.request.get("hold_s") or 0)
         await self.tell_agent("running", host_pid=self.guest.pid, proxied=sorted(self.proxies.proxied))
         self._tasks.spawn(self._read_agent())
+        self._memory_news()  # what was fetched before it ran
         self.watchers.start()
         self._tasks.spawn(self._guest_events())
         self._tasks.spawn(self._source_knows())

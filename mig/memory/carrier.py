@@ -28,6 +28,10 @@ class Carrier(Protocol):
     mode: str
     why: str
 
+    @property
+    def to_the_end(self) -> bool:
+        """Whether the destination must have fetched everything before the commit."""
+
     async def prepare(self) -> dict[str, Any]:
         """Start what this side needs; returns what the destination must know (``memory`` of the prepare message)."""
 
@@ -57,6 +61,8 @@ class FullDump:
     """All memory in CRIU's images, carried inside the freeze."""
 
     mode = "full"
+    to_the_end = False
+    """The images hold everything."""
 
     def __init__(self, why: str = "") -> None:
         self.why = why

@@ -66,7 +66,8 @@ class Pager:
         self.asked: dict[tuple[int, int], float] = {}
         self.faults: deque[tuple[int, int]] = deque()
         self.store = PageStore()
-        self.complete = False  # the source has sent everything
+        self.complete = False  # the source has sent everything on this connection
+        self.whole = False  # all that was missing is here, in its place or in the store: the source is not needed any more
         self.pushing = False
         self.over = False
         self.counts = {"faults": 0, "demanded": 0, "zeros": 0, "bytes": 0, "stored": 0}
@@ -97,6 +98,9 @@ class Pager:
             if stream is not None and stream.sock.fileno() in fds:
                 self._receive(stream)
                 self._serve_faults()
+        if self.complete and not self.asked and not self.whole:
+            self.whole = True
+            self.say("whole")
         if self.pushing:
             self._feed()
 
@@ -445,7 +449,7 @@ class Pager:
     @property
     def silent(self) -> float:
         """Seconds for which a source that owes us something has said nothing."""
-        owes = self.pushing and not (self.complete and not self.asked)
+        owes = self.pushing and not self.whole
         return time.monotonic() - self._heard_at if owes else 0.0
 
     def finished(self) -> bool:
@@ -454,7 +458,7 @@ class Pager:
             return self.over
         if not self.owner:
             return True
-        if self.complete and not self.asked and self.idle and not self.faults:
+        if (self.complete or self.whole) and not self.asked and self.idle and not self.faults:
             for index, spaces in self.spaces.items():
                 for a, _ in spaces.left()[:16]:  # none, if the source has done its work
                     self.asked[index, a] = time.monotonic()

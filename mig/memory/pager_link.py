@@ -31,7 +31,8 @@ SILENT = 2.0
 
 
 class PagerLink:
-    """One pager.  ``arrived`` is set when nothing is missing any more; ``missing``: bytes that are; ``silent``: seconds for which the
+    """One pager.  ``arrived`` is set when nothing is missing any more; ``whole`` when all is on this node, if not in its place: the source
+    is not needed any more; ``missing``: bytes that are; ``silent``: seconds for which the
     source has not said anything, 0 while it is well."""
 
     def __init__(self, first: dict[str, Any]) -> None:
@@ -42,7 +43,7 @@ class PagerLink:
         self._pushing = False
         self._replaced = 0
         self._reader: asyncio.Future[None] | None = None
-        self.arrived = asyncio.Event()
+        self.arrived, self.whole = asyncio.Event(), asyncio.Event()
         self.missing = 0
         self.silent = 0.0
         self.report: dict[str, Any] = {}
@@ -132,6 +133,8 @@ class PagerLink:
                         self.missing, silent = int(m["bytes"]), float(m["silent"])
                         self.silent = silent if silent >= SILENT else 0.0
                         changed()
+                    case "whole":
+                        self.whole.set()
                     case "guardians":
                         self.guardians = [int(p) for p in m["pids"]]
                     case "lost":
@@ -140,6 +143,7 @@ class PagerLink:
                         log.info("all memory is here: %s", m)
                         self.missing, self.silent = 0, 0.0
                         self.report = {k: v for k, v in m.items() if k != "op"}
+                        self.whole.set()
                         self.arrived.set()
                         changed()
 

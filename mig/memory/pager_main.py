@@ -4,8 +4,9 @@ The first message on CONTROL says everything: ``socket`` (CRIU's lazy-pages.sock
 the source ``node`` (its id), ``addr``, ``port``, ``token``; one that takes over from a dead pager is told ``adopt``: a ``guardian``, the
 number there of the event ``log``, the ``processes`` of the layout, and whether the guest runs (``pushing``).
 
-Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its userfaultfd), each
-second ``missing`` (bytes, and for how many seconds the source has been ``silent``), ``all``, ``lost`` (the source is gone).
+Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its userfaultfd),
+``whole`` (the source is not needed any more), each second ``missing`` (bytes, and for how many seconds the source has been ``silent``),
+``all``, ``lost`` (the source is gone).
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ SILENCE = 10
 REFUSED = 3.0
 """Seconds of refused connections after which the source is gone: its machine answers, and nobody listens."""
 RETRY = 0.25
+LATE = 60.0
+"""Seconds in which a source that cannot be reached is told that its memory is not needed any more."""
 
 
 async def _connect(node: int, addr: str, port: int, token: bytes) -> tuple[socket.socket, socket.socket]:
@@ -64,6 +67,7 @@ class Process:
         self.cell = Path(str(self.start["cell"]))
         self.guards: dict[int, int] = {}  # pid by pidfd
         self.pairs: queue.SimpleQueue[tuple[socket.socket, socket.socket] | str] = queue.SimpleQueue()
+        self.gone = False  # the source, and we do not need it
         self.bell, self.ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -169,14 +173,26 @@ class Process:
 
     def _linger(self, pager: Pager) -> None:
         """The source's last frames are read and dropped, so that our last word is not lost with a reset connection."""
-        if pager.push is None:
+        s = pager.push.sock if pager.push is not None else self._again(pager)
+        if s is None:
             return
-        s = pager.push.sock
         s.settimeout(5)
         with contextlib.suppress(OSError):
             s.shutdown(socket.SHUT_WR)
             while s.recv(1 << 20):
                 pass
+
+    def _again(self, pager: Pager) -> socket.socket | None:
+        """The connection was lost when everything had come: the source is told on another one, if it is still there."""
+        pair: tuple[socket.socket, socket.socket] | str = ""
+        with contextlib.suppress(queue.Empty):
+            pair = "" if self.gone else self.pairs.get(timeout=LATE)
+        if isinstance(pair, str):
+            return None
+        with contextlib.suppress(OSError):
+            pair[1].setblocking(True)
+            wire.send(pair[1], op="all", faults=pager.counts["faults"])
+        return pair[1]
 
     # -- connections -----------------------------------------------------------------------------------------------------------
 
@@ -203,6 +219,9 @@ class Process:
     def _reconnected(self, pager: Pager) -> None:
         while not self.pairs.empty():
             match self.pairs.get():
+                case str(why) if pager.whole:
+                    log.info("%s, and all of it is here", why)
+                    self.gone = True
                 case str(why):
                     self.say("lost", why=why)
                 case pair:

@@ -1,6 +1,7 @@
 """The carrier that keeps memory out of the pause: hidden from the dump, served and pushed by a page source after the resume.
 
-With ``mode`` ``pre-copy`` pages are also sent before the freeze.
+With ``mode`` ``pre-copy`` and ``pre-copy-only`` pages are also sent before the freeze; with the second the rest is fetched in the pause
+(:attr:`PostCopy.to_the_end`), by the same page source and pager.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class PostCopy:
         self.processes: list[tuple[int, int, list[tuple[int, int]]]] = []
         self.moved = Moved()
 
+    @property
+    def to_the_end(self) -> bool:
+        """Whether the destination must have everything before the commit."""
+        return self.mode == "pre-copy-only"
+
     async def prepare(self) -> dict[str, Any]:
         """Start the page source; the destination's pager connects to it while it prepares."""
         self.source = PageSource(self.node.addr)
@@ -39,13 +45,13 @@ class PostCopy:
     async def precopy(self) -> Moved:
         """Rounds of pages into the destination's store."""
         assert self.source is not None
-        if self.mode == "pre-copy":
+        if self.mode != "post-copy":
             ranges = await asyncio.gather(*(asyncio.to_thread(_hideable, p) for p in self.pids))
             processes = [(i, p, r) for i, (p, r) in enumerate(zip(self.pids, ranges, strict=True)) if r]
             done = await self.source.rounds(processes, limit_bps=self.limit_bps, max_rounds=MAX_ROUNDS)
             self.moved = Moved(bytes=int(done["wire"]), rounds=int(done["rounds"]))
             if not self.moved.rounds:
-                self.mode, self.why = "post-copy", str(done["why"])
+                self.mode, self.why = self.mode if self.to_the_end else "post-copy", str(done["why"])
         return self.moved
 
     async def frozen(self) -> None:

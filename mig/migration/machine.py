@@ -37,6 +37,8 @@ class Step(Enum):
     """Images to the destination; undo: nothing."""
     RESTORE = "restore"
     """The destination restores up to its barrier and says ready; undo: nothing, its copy ends with ASK's undo."""
+    FILL = "fill"
+    """What the images lack is fetched by the destination, if nothing may stay behind; undo: nothing."""
     VERIFY = "verify"
     """A last look whether the destination is still there."""
 

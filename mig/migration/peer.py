@@ -96,6 +96,12 @@ class Destination:
         self.ready_info = await self._expect("ready")
         return self.ready_info
 
+    async def fill(self) -> None:
+        """Have the destination fetch what the images lack, and wait until it has all of it."""
+        assert self.sock is not None
+        await wire.asend(self.sock, op="fill")
+        await self._expect("filled")
+
     def verify(self) -> None:
         """Raises :class:`PeerError` when the destination has already closed the connection."""
         assert self.sock is not None

@@ -29,10 +29,11 @@ STEP_TIMEOUT: dict[m.Step, float] = {
     m.Step.LOCKS: 5.0,
     m.Step.SHIP: 600.0,
     m.Step.RESTORE: 120.0,
+    m.Step.FILL: 600.0,
     m.Step.VERIFY: 5.0,
 }
 """Seconds.  Generous: a limit is there so that nothing waits for ever, not to judge speed; the steps inside the freeze whose length
-depends on memory (dump, ship, restore) get the time that a slow link needs, the others only what a loaded machine needs."""
+depends on memory (dump, ship, restore, fill) get the time that a slow link needs, the others only what a loaded machine needs."""
 ANSWER_TIMEOUT = 10.0
 """Seconds to wait for the answer to GO before asking the destination's node on a new connection."""
 

@@ -158,6 +158,11 @@ class SourceBase:
         """Images to the destination."""
         self.bytes += await self.dest.ship(self.img, rest=rest, **self.carrier.head())
 
+    async def fill(self) -> None:
+        """The destination fetches all that is missing, where nothing may stay here."""
+        if self.carrier.to_the_end:
+            await self.dest.fill()
+
     def verify(self) -> None:
         """The last look before the commit; raises :class:`mig.errors.MigError`."""
         if procfs.state(self.pid) in (None, "Z"):

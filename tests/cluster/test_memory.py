@@ -162,6 +162,42 @@ def test_an_aborted_move_costs_nothing_whatever_had_been_hidden(lab: Any, block:
     arrived(lab, block.pid, 1)
 
 
+def test_a_guest_of_a_node_that_is_emptied_needs_it_no_more(own_lab: Any) -> None:
+    """Pre-copy to the end: the node is cut off in the moment in which its guest has left it."""
+    lab = own_lab()
+    lab.let_move(False)
+    block = Block(lab, "emptied")
+    move(lab, block.pid, "n2", "auto")
+    arrived(lab, block.pid, 1)
+    lab.run("n2", "mosctl expel", check=True)
+    lab.wait_for(lambda: where(lab, block.pid) in ("n1", "n3"), 90, "it has left n2")
+    lab.cut("n2")
+    (left,) = [e for e in events(lab, block.pid, "move") if e.get("from") == "n2"]
+    assert left["mode"] == "pre-copy-only" and "go down" in left["mode_why"], left
+    assert left["rounds"] >= 1
+    block.verified()
+    arrived(lab, block.pid, 2)
+    assert not [e for e in events(lab, block.pid, "lost")]
+    # it may move on, and nothing of the node that is gone is waited for
+    move(lab, block.pid, "n3" if where(lab, block.pid) == "n1" else "home", "pre-copy-only")
+    block.verified()
+    lab.signal("n1", block.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("node", "action"), [("n1", "die"), ("n2", "die"), ("n2", "fail")])
+def test_who_dies_while_the_rest_is_fetched_in_the_pause(lab: Any, block: Block, faults: Faults, node: str, action: str) -> None:
+    """The page source at home, or the pager: another takes over, and the move goes on; the rest is large, as nothing was sent before."""
+    lab.run("n1", ["mosctl", "events"], check=True)
+    faults.set(node, "mid_postcopy", action)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(move, lab, block.pid, "n2", "pre-copy-only")
+        faults.wait(node, "mid_postcopy")
+        faults.clear(node, "mid_postcopy")
+        assert job.result(90)["mode"] == "pre-copy-only"
+    block.verified()
+    arrived(lab, block.pid, 1)
+
+
 CHILD = """
 import hashlib
 r, down = os.pipe(); up, w = os.pipe()

@@ -30,8 +30,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON")
     p.add_argument("--timeout", metavar="S", type=float, help="give up, and roll back, after so many seconds")
     p.add_argument(
-        "--mode", choices=MODES, default="auto", help="how its memory travels: pre-copy, post-copy, full (all in the pause); default: auto"
-    )
+        "--mode", choices=MODES, default="auto",
+        help="how its memory travels: pre-copy, pre-copy-only (nothing after the pause), post-copy, full (all in the pause); default: auto",
+    )  # fmt: skip
     p.add_argument("--free", action="store_true", help="the balancer may move it on at once, not only after hand_hold_s (omdiscd.toml)")
     p.add_argument("--limit", metavar="MBIT", type=float, help="megabits a second at the most for what is sent before the pause")
     return p

@@ -52,7 +52,7 @@ declare -gA _mig_options=(
     [omdiscd]='-h --help -i -n -c --check-config --print-config --print-unit --debug --version'
 )
 declare -gA _mig_valued=(
-    [migrate]='--timeout=none --mode=words:auto,pre-copy,post-copy,full --limit=none'
+    [migrate]='--timeout=none --mode=words:auto,pre-copy,pre-copy-only,post-copy,full --limit=none'
     [mosrun]='-N=node -j=nodes -A=none'
     ['mosctl events']=--since=none
     [mosmon]=--view=words:chart,processes,nodes,events

@@ -22,7 +22,7 @@ _mig_migrate() {
         '--dry-run[say what would be done, and every reason against it; touch nothing]' \
         '--json[print pid, from, to, pause_ms, total_ms, bytes, rounds, mode as JSON]' \
         '--timeout[give up, and roll back, after so many seconds]:S: ' \
-        '--mode[how its memory travels\: pre-copy, post-copy, full (all in the pause); default\: auto]:mode:(auto pre-copy post-copy full)' \
+        '--mode[how its memory travels\: pre-copy, pre-copy-only (nothing after the pause), post-copy, full (all in the pause); default\: auto]:mode:(auto pre-copy pre-copy-only post-copy full)' \
         '--free[the balancer may move it on at once, not only after hand_hold_s (omdiscd.toml)]' \
         '--limit[megabits a second at the most for what is sent before the pause]:MBIT: ' \
         '1:PID:_mig_processes' \
