@@ -29,7 +29,7 @@ from mig.memory import frames, order
 from mig.memory.eventlog import Closed, EventLog, Note, Opened, Told
 from mig.memory.frames import MAX_PAYLOAD, PAGE, RAW_LENGTH, Codec, Kind
 from mig.memory.packing import PackingError, Unpacker
-from mig.memory.ranges import Spaces, join
+from mig.memory.ranges import Spaces, join, subtract
 from mig.memory.store import PageStore
 from mig.memory.stream import Frame, Stream
 
@@ -39,7 +39,8 @@ FIN = 0x52535446
 """CRIU's last word on its socket: every process has handed over its userfaultfd."""
 FEED = 256 << 10
 """Bytes that are taken from the page store at a time, between two looks for faults."""
-_NO_MEMORY = 0.1
+MANY = 100_000
+"""Ranges that one message names."""
 _LOWEST, _HIGHEST = 1 << 16, (1 << 47) - PAGE
 _PATIENCE = 0.5
 """Seconds to wait for the calls under way in a guest to have told of themselves; a frozen guest's do not."""
@@ -314,7 +315,7 @@ class Pager:
         self.demand, self.push = Stream(demand), Stream(push)
         self._heard_at = time.monotonic()
         if self.pushing:
-            self._tell(push, op="push", missing=self._missing())
+            self._tell(push, op="push", missing=self.missing_ranges())
             self.asked = dict.fromkeys((k for k in self.asked if self.spaces[k[0]].places(k[1], k[1] + PAGE)), time.monotonic())
         for index, source in self.asked:
             self._request(index, source)
@@ -324,21 +325,13 @@ class Pager:
         self.pushing = True
         self._heard_at = time.monotonic()
         if self.push is not None:
-            self._tell(self.push.sock, op="push", missing=self._missing() if again else None)
+            self._tell(self.push.sock, op="push", missing=self.missing_ranges() if again else None)
 
-    def _missing(self) -> list[tuple[int, int, int]]:
+    def missing_ranges(self) -> list[tuple[int, int, int]]:
         """What has to be sent again to a source that has forgotten; pages in the store are here."""
-        out = []
-        for index, spaces in self.spaces.items():
-            for a, b in spaces.left():
-                while a < b:
-                    here = self.store.find(index, a, b - a)
-                    if here:
-                        a += here
-                        continue
-                    end = min([b, *(r.start for r in self.store.chunks(1) if r.process == index and r.start > a)])
-                    out.append((index, a, end))
-                    a = end
+        out = [(i, a, b) for i, spaces in self.spaces.items() for a, b in subtract(spaces.left(), self.store.current(i))]
+        if len(out) > MANY:  # more than a message holds: what comes twice is dropped
+            return [(i, a, b) for i, ranges in self.ranges.items() for a, b in ranges]
         return out
 
     def _tell(self, s: socket.socket, **m: Any) -> None:

@@ -46,6 +46,10 @@ class PageStore:
         piece = known.find(addr, limit) if known is not None else None
         return piece.end - piece.start if piece is not None else 0
 
+    def current(self, index: int) -> list[tuple[int, int]]:
+        """All that is here and current of one process."""
+        return [(p.start, p.end) for p in self._current.get(index, ())]
+
     def read(self, index: int, addr: int, into: memoryview) -> None:
         """Contents of current pages."""
         got = os.preadv(self._files[index], [into], addr)
