@@ -217,6 +217,7 @@ class Pager:
             if event.kind == uffd.EVENT_FORK:
                 self.owner[event.a] = index
                 self.poll.register(event.a, select.EPOLLIN)
+                self.say("forked")
         if happened != told:
             self.log.rewrite(mark, fd, happened)
         for event in [*happened, *(e for e in events if e.kind == uffd.EVENT_PAGEFAULT)]:

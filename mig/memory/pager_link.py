@@ -51,6 +51,7 @@ class PagerLink:
         self._laid_out: asyncio.Event = asyncio.Event()
         self._tasks = Tasks()
         self.guardians: list[int] = []
+        self._held: list[int] = []
         self._spawn()
 
     @classmethod
@@ -128,7 +129,10 @@ class PagerLink:
                     case "laid-out":
                         self._laid_out.set()
                     case "restored":
+                        self._hold()
                         self._restored.set()
+                    case "forked":
+                        self._hold()
                     case "missing":
                         self.missing, silent = int(m["bytes"]), float(m["silent"])
                         self.silent = silent if silent >= SILENT else 0.0
@@ -139,6 +143,9 @@ class PagerLink:
                         self.guardians = [int(p) for p in m["pids"]]
                     case "lost":
                         lost(str(m["why"]))
+                    case "placed":
+                        self._let_go()
+                        await wire.asend(self._sock, op="placed")
                     case "all":
                         log.info("all memory is here: %s", m)
                         self.missing, self.silent = 0, 0.0
@@ -147,31 +154,42 @@ class PagerLink:
                         self.arrived.set()
                         changed()
 
+    def _hold(self) -> bool:
+        """Duplicates of every userfaultfd that the guest has now: should the pager and all guardians die in the same instant, its threads
+        wait for what has not come until the guest is ended.  False: there is no guardian to have them of."""
+        found = next((fds for p in self.guardians if (fds := _userfaultfds(p))), [])
+        if found:
+            self._let_go()
+            self._held = found
+        return bool(found)
+
+    def _let_go(self) -> None:
+        """Everything is in its place, or nobody is left: a userfaultfd that somebody holds and nobody reads would stop the guest."""
+        held, self._held = self._held, []
+        for fd in held:
+            os.close(fd)
+
     async def _watch(self, lost: Callable[[str], None], changed: Callable[[], None]) -> None:
         """A pager that dies with pages missing is replaced, a guardian too; threads that need a page wait meanwhile."""
         while True:
             await _ended(self._process.pid)
-            held = [fd for p in self.guardians for fd in _userfaultfds(p)]  # at once: the guardians may die as well
-            try:
-                await asyncio.sleep(0.02)  # its last words
-                if self.arrived.is_set():
-                    return
-                self._process.wait()
-                self._replaced += 1
-                why = "its pager died while memory was missing"
-                if held and self._restored.is_set() and self._replaced <= REPLACEMENTS:
-                    try:
-                        await self._replace()
-                        why = ""
-                    except (MigError, OSError, EOFError, TimeoutError) as e:
-                        why = f"its pager died, and no other could take over: {e or type(e).__name__}"
-                if why:
-                    lost(why)
-                    await asyncio.sleep(60)  # the guest's end, until which nobody may read a page that has not come
-                    return
-            finally:
-                for fd in held:
-                    os.close(fd)
+            guarded = self._hold()  # at once: the guardians may die as well
+            await asyncio.sleep(0.02)  # its last words
+            if self.arrived.is_set():
+                return
+            self._process.wait()
+            self._replaced += 1
+            why = "its pager died while memory was missing" + ("" if guarded else ", and every guardian with it")
+            if guarded and self._restored.is_set() and self._replaced <= REPLACEMENTS:
+                try:
+                    await self._replace()
+                    self._hold()
+                    why = ""
+                except (MigError, OSError, EOFError, TimeoutError) as e:
+                    why = f"its pager died, and no other could take over: {e or type(e).__name__}"
+            if why:
+                lost(why)  # what we hold stays until the guest has ended
+                return
             self._reader = self._tasks.spawn(self._read(lost, changed))
 
     async def end(self) -> None:
@@ -192,6 +210,7 @@ class PagerLink:
             self._process.kill()
             self._process.wait()
         _end(self.guardians)
+        self._let_go()
 
 
 def _end(guardians: list[int]) -> None:

@@ -4,9 +4,10 @@ The first message on CONTROL says everything: ``socket`` (CRIU's lazy-pages.sock
 the source ``node`` (its id), ``addr``, ``port``, ``token``; one that takes over from a dead pager is told ``adopt``: a ``guardian``, the
 number there of the event ``log``, the ``processes`` of the layout, and whether the guest runs (``pushing``).
 
-Then ``layout``, ``push``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its userfaultfd),
-``whole`` (the source is not needed any more), each second ``missing`` (bytes, and for how many seconds the source has been ``silent``),
-``all``, ``lost`` (the source is gone).
+Then ``layout``, ``push``, ``placed``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its
+userfaultfd), ``forked`` (there is another), ``whole`` (the source is not needed any more), each second ``missing`` (bytes, and for how many
+seconds the source has been ``silent``), ``placed`` (nothing is missing: the keeper answers likewise when it has let go), ``all``, ``lost``
+(the source is gone).
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Process:
         self.guards: dict[int, int] = {}  # pid by pidfd
         self.pairs: queue.SimpleQueue[tuple[socket.socket, socket.socket] | str] = queue.SimpleQueue()
         self.gone = False  # the source, and we do not need it
+        self.placed = self.released = False
         self.bell, self.ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -135,7 +137,7 @@ class Process:
         pager.poll.register(self.bell, select.EPOLLIN)
         reported = 0.0
         half = 0
-        while not pager.finished():
+        while not (pager.finished() and self._released(pager)):
             fds = [fd for fd, _ in pager.poll.poll(1.0 if pager.idle else 0)]
             if self.control.fileno() in fds and not self._obey(pager):
                 guardian.end(self.cell)  # the keeper died: nothing may run any more when the userfaultfds are closed
@@ -156,6 +158,13 @@ class Process:
         pager.finish()
         self._linger(pager)
 
+    def _released(self, pager: Pager) -> bool:
+        """Everything is in its place: whether the keeper has let go of its duplicates.  Until then new pages are served as before."""
+        if not self.placed:
+            self.placed = True
+            self.say("placed")
+        return self.released or pager.over
+
     def _obey(self, pager: Pager) -> bool:
         try:
             m = wire.recv(self.control)
@@ -167,6 +176,8 @@ class Process:
                 self.say("laid-out")
             case "push":
                 pager.start_push()
+            case "placed":
+                self.released = True
             case "end":
                 pager.over = True
         return True

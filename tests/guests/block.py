@@ -18,6 +18,7 @@ with open(sys.argv[2], "w") as f:
         for i in range(count):
             if hashlib.md5(memoryview(memory)[i * MIB : (i + 1) * MIB]).digest() != sums[i]:
                 f.write(f"BAD {i}\n")
+                f.flush()  # it may be ended before the round is over
         rounds += 1
         f.write(f"{rounds}\n")
         f.flush()
