@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shlex
 import shutil
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +115,44 @@ def test_xz_with_threads(lab: Any) -> None:
         migrate(lab, pid, to, timeout=120)
     lab.wait_for(lambda: lab.run("n1", f"kill -0 {pid}").returncode != 0, what="the end of xz", timeout=600)
     assert lab.run("n1", "xz -dc /var/tmp/g/in.xz | cmp - /var/tmp/g/in", timeout=300).returncode == 0
+
+
+SCENE = """
+#version 3.7;
+global_settings { assumed_gamma 1 radiosity { count 40 } }
+camera { location <0, 3, -8> look_at 0 aperture 0.3 blur_samples 12 focal_point <0, 0, 0> }
+light_source { <8, 12, -8>, 1 area_light <2, 0, 0>, <0, 0, 2>, 5, 5 adaptive 1 jitter }
+plane { y, -1 pigment { checker rgb 1, rgb <0.2, 0.3, 0.5> } finish { reflection 0.2 } }
+#declare R = seed(4711);
+#for (I, 1, 3000)
+  sphere { <rand(R) * 12 - 6, rand(R) * 3 - 1, rand(R) * 12 - 4>, 0.12
+    pigment { rgb <rand(R), rand(R), rand(R)> } finish { specular 0.6 reflection 0.1 } }
+#end
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_povray_makes_the_same_picture(lab: Any) -> None:
+    """Rendered once in one place, once over ten moves, by one thread: the order of several changes what radiosity finds."""
+
+    def render(out: str, height: int) -> list[str]:
+        scene = ["+I/var/tmp/g/scene.pov", f"+O/var/tmp/g/{out}.ppm", f"+W{height * 4 // 3}", f"+H{height}"]
+        return ["povray", *scene, "+FP", "+WT1", "-D", "-GA"]
+
+    lab.run("n1", "rm -rf /var/tmp/g; install -d -m 777 /var/tmp/g", check=True)
+    lab.path("n1", "/var/tmp/g/scene.pov").write_text(SCENE)
+    began = time.monotonic()
+    lab.run("n1", render("probe", 48), check=True, timeout=300)
+    height = 4 * int(12 * max(1.0, (120 / (time.monotonic() - began)) ** 0.5))
+    pid = lab.spawn("n1", ["sh", "-c", f"exec {shlex.join(render('moved', height))} 2> /var/tmp/g/said"])
+    for to in itertools.islice(itertools.cycle(["n2", "n3", "home"]), 10):
+        assert lab.run("n1", f"kill -0 {pid}").returncode == 0, lab.path("n1", "/var/tmp/g/said").read_text()[-500:]
+        migrate(lab, pid, to, timeout=120)
+    lab.wait_for(lambda: lab.run("n1", f"kill -0 {pid}").returncode != 0, what="the end of povray", timeout=900)
+    lab.run("n1", render("stayed", height), check=True, timeout=900)
+    assert lab.path("n1", "/var/tmp/g/stayed.ppm").stat().st_size > height * height
+    assert lab.run("n1", "cmp /var/tmp/g/moved.ppm /var/tmp/g/stayed.ppm").stdout == ""
 
 
 @pytest.mark.long
