@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from omdiscd import shelf
 
 from mig.errors import MigError
 
@@ -216,6 +217,57 @@ def test_who_cannot_be_taken_by_anybody_stands_frozen_and_goes_on_afterwards(des
         desk.wait_for(lambda: where(desk, s.pid) != "n2", 30, "it has left")
         assert s.ask("7 * 6") == 42 and where(desk, s.pid) != "n2"
     assert where(desk, counter) != "n2" and end_counters(desk, [counter])[0] > 5
+
+
+def stored(lab: Any, node: str = "n1") -> list[str]:
+    """What lies on the node's disk of guests that nobody has the memory for."""
+    d = lab.path(node, "/var/lib/mig/stored")
+    return sorted(f.name for f in d.iterdir()) if d.is_dir() else []
+
+
+def test_for_whom_nobody_has_memory_is_stored_on_homes_disk_and_brought_back(desk: Any) -> None:
+    configure(desk, "n1", mem_total="1000000")
+    try:
+        with servant(desk) as s:
+            s.do("import signal; got = []; signal.signal(signal.SIGUSR1, lambda *a: got.append(1)); heap = bytearray(range(256)) * 200000")
+            s.do("f = open('/tmp/log', 'a', buffering=1); r = open('/tmp/log'); f.write('one\\n')")
+            s.move("n2")
+            here = int(desk.run("n2", "pgrep -f '[s]ervant.py'", check=True).stdout)
+            desk.run("n3", "mosctl block", check=True)
+            visitor = desk.spawn("n2", ["su", "-", "ann", "-c", "sleep 600"])
+            desk.wait_for(lambda: row(desk, s.pid)["state"] == "stored", GONE, "it is stored")
+            wait_state(desk, "out", GONE)
+            assert where(desk, s.pid) == "n1" and not desk.alive("n2", here) and not logins.pool(desk, "n2")["frozen"]
+            (event,) = [e for e in events(desk, "n1") if e.get("pid") == s.pid and e.get("outcome") == "stored"]
+            assert event["from"] == "n2" and "has not the memory" in event["reason"], event
+            (images,) = stored(desk)
+            size = desk.run("n1", f"du -sb /var/lib/mig/stored/{images}", check=True).stdout
+            assert int(size.split()[0]) > 50 << 20, "its memory is there"
+            s.begin("[len(got), len(heap), heap[77], r.read()]")
+            desk.signal("n1", s.pid, signal.SIGUSR1)
+            desk.run("n1", "echo two >> /tmp/log", check=True)  # a file that it has open grows
+            time.sleep(2 * shelf.LOOK)
+            assert not s.answered() and row(desk, s.pid)["state"] == "stored", "nobody has room"
+            asked = desk.run("n1", ["migrate", str(s.pid), "balance"])
+            assert asked.returncode == 2 and "as soon as a node has room" in asked.stderr, asked.stderr
+            desk.run("n3", "mosctl noblock", check=True)
+            assert s.answer(60) == [1, 51200000, 77, "one\ntwo\n"]
+            desk.wait_for(lambda: where(desk, s.pid) == "n3" and row(desk, s.pid)["state"] == "running", what="it runs on n3")
+            desk.wait_for(lambda: not stored(desk), what="nothing is left of it at home")
+            (back,) = [e for e in events(desk, "n1") if e.get("pid") == s.pid and e.get("was") == "stored"]
+            assert back["to"] == "n3" and back["outcome"] == "arrived" and "has room for it again" in back["reason"]
+            expelled = desk.run("n3", "mosctl expel", check=True)
+            assert "is stored on n1" in expelled.stderr and row(desk, s.pid)["state"] == "stored", expelled.stderr
+            r = desk.run("n1", ["migrate", str(s.pid), "home"])  # by hand, whatever it has
+            assert r.returncode == 0 and "runs again, on n1" in r.stdout, r.stderr
+            assert s.ask("f.write('three\\n') and r.read()") == "three\n" and where(desk, s.pid) == "n1"
+            desk.signal("n2", visitor, signal.SIGKILL)
+            wait_state(desk, "in-pool")
+            assert s.end() == 0
+            desk.wait_for(lambda: not stored(desk), what="nothing is left of it")
+    finally:
+        configure(desk, "n1", mem_total="0")
+        desk.run("n1", "rm -f /tmp/log")
 
 
 def row(lab: Any, pid: int) -> dict[str, Any]:
