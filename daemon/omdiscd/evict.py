@@ -160,7 +160,7 @@ class Evictor:
                 text = "; ".join(getattr(e, "reasons", [])) or str(e)
                 if text not in failures:
                     failures.append(text)
-                if isinstance(e, CannotMove) and to.name == state.home:
+                if isinstance(e, CannotMove) and to.name == state.home and not store:
                     break  # home refuses nothing: it is an obstacle of its own, or home cannot be reached
             else:
                 self._tell(state, outcome="stored" if store else "arrived", to=to.name)

@@ -44,6 +44,7 @@ from mig.errors import BadInput, CannotMove, MigError, MoveFailed
 from mig.homefs import mount
 from mig.kernel import libc, pidfd, procfs
 from mig.kernel.cgroup import leave_unit
+from mig.kernel.page_out import page_out
 from mig.memory.pager_link import PagerLink
 from mig.migration import faults
 from mig.migration.faults import Fault, reach
@@ -410,6 +411,15 @@ class Keeper:
             self._before = self.row.state
         self._shelved = on
         await self._tell_shelved()
+        if on and (self.pager is None or self.pager.arrived.is_set()):
+            await asyncio.to_thread(self._page_out)
+
+    def _page_out(self) -> None:
+        """Its memory is its host's again, as far as there is swap space; it comes back page by page when the guest goes on."""
+        assert self.guest is not None
+        for pid in self.guest.pids():
+            with contextlib.suppress(ProcessLookupError):
+                page_out(pid)
 
     async def _tell_shelved(self) -> None:
         self.row.state = "frozen" if self._shelved else self._before

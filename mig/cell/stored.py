@@ -99,9 +99,12 @@ class Stored:
         await self._next("go")
         await reach(Fault.BEFORE_RUNNING)
         self.journal.write(RUNNING)  # accepted: from here on the images are the guest
-        await reach(Fault.AFTER_GO)
-        with contextlib.suppress(OSError):  # the source asks our omdiscd for the answer that it did not get
+        try:
+            await reach(Fault.AFTER_GO)
             await wire.asend(self.conn, op="running", host_pid=0, cpu_ms=round(procfs.cpu_s(os.getpid()) * 1e3))
+        except Exception as e:  # whatever it is: the source asks our omdiscd for the answer that it did not get
+            log.warning("the answer to GO is lost: %s", e)
+            self.conn.close()
 
     async def _next(self, op: str) -> dict[str, Any]:
         m = await wire.arecv(self.conn)

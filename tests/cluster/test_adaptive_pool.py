@@ -18,7 +18,7 @@ from mig.errors import MigError
 
 from . import logins
 from .conftest import LabUnderTest, make_name
-from .helpers import COUNT, file_text, migrate, numbers, servant, where
+from .helpers import COUNT, Shell, file_text, migrate, numbers, servant, where
 
 STOP = "/tmp/adaptive-stop"
 IN_POOL, LEFT, GONE = 30, 10, 30
@@ -268,6 +268,81 @@ def test_for_whom_nobody_has_memory_is_stored_on_homes_disk_and_brought_back(des
     finally:
         configure(desk, "n1", mem_total="0")
         desk.run("n1", "rm -f /tmp/log")
+
+
+def expel_from_n2(lab: Any, pid: int) -> str:
+    """Have it sent away from n2, which stays blocked; its state afterwards."""
+    lab.run("n2", "mosctl expel", check=True)
+    return str(row(lab, pid)["state"])
+
+
+def back_on_n2(lab: Any, pid: int) -> None:
+    """Open n2, the one node with room for it."""
+    lab.run("n2", "mosctl noblock", check=True)
+    lab.wait_for(lambda: where(lab, pid) == "n2" and row(lab, pid)["state"] == "running", 60, "it runs on n2")
+
+
+@pytest.fixture
+def nowhere(desk: Any) -> Iterator[Any]:
+    """Nobody but n2 has memory for a guest of n1."""
+    configure(desk, "n1", mem_total="1000000")
+    desk.run("n3", "mosctl block", check=True)
+    yield desk
+    configure(desk, "n1", mem_total="0")
+
+
+def test_stored_from_a_terminal(nowhere: Any) -> None:
+    sh = Shell(nowhere)
+    pid = sh.start(f"{COUNT} 0.01 37 {STOP}")
+    migrate(nowhere, pid, "n2")
+    sh.expect(r"\n50\r\n", 30)
+    assert expel_from_n2(nowhere, pid) == "stored"
+    back_on_n2(nowhere, pid)
+    before = len(sh.seen.getvalue())
+    nowhere.wait_for(lambda: sh.expect(r"\d\r\n") and len(sh.seen.getvalue()) > before + 20, what="output goes on")
+    assert expel_from_n2(nowhere, pid) == "stored"
+    nowhere.restart_daemon("n1")
+    nowhere.wait_for(lambda: row(nowhere, pid)["state"] == "stored", what="another omdiscd knows it")
+    migrate(nowhere, pid, "home")
+    nowhere.path("n1", STOP).touch()
+    sh.prompt(60)
+    screen = sh.seen.getvalue()
+    assert numbers(screen[screen.index(f"pid {pid}\r\n") + len(f"pid {pid}\r\n") : screen.rindex(sh.PROMPT)], "\r\n") > 50
+    assert sh.status() == 37
+
+
+def test_a_stored_guest_can_be_killed_and_one_with_locks_goes_home_instead(nowhere: Any) -> None:
+    (pid,) = counters(nowhere, 1)
+    assert expel_from_n2(nowhere, pid) == "stored" and len(stored(nowhere)) == 1
+    nowhere.signal("n1", pid, signal.SIGKILL)
+    nowhere.wait_for(lambda: not nowhere.alive("n1", pid) and not stored(nowhere), what="nothing is left of it")
+    nowhere.run("n2", "mosctl noblock", check=True)
+    with servant(nowhere) as s:
+        s.do("import fcntl; f = open('/tmp/locked', 'w'); fcntl.flock(f, fcntl.LOCK_EX)")
+        s.move("n2")
+        assert expel_from_n2(nowhere, s.pid) == "running" and where(nowhere, s.pid) == "n1"
+        assert nowhere.run("n1", "flock -n /tmp/locked true").returncode == 1 and not stored(nowhere)
+
+
+def test_storing_that_fails_and_a_store_that_dies(nowhere: Any) -> None:
+    faults = nowhere.path("n1", "/run/mig/faults")
+    (pid,) = counters(nowhere, 1)
+    (faults / "before_running").write_text("fail")  # of its store, and then of its cell at home
+    r = nowhere.run("n2", "mosctl expel")
+    assert r.returncode == 3 and row(nowhere, pid)["state"] == "frozen" and not stored(nowhere), r.stderr
+    (faults / "before_running").unlink()
+    nowhere.wait_for(lambda: row(nowhere, pid)["state"] == "stored", GONE, "it is tried again by itself")
+    (faults / "before_restore").write_text("fail")
+    r = nowhere.run("n1", ["migrate", str(pid), "home"])
+    assert r.returncode == 4 and "still stored on n1" in r.stderr and row(nowhere, pid)["state"] == "stored", r.stderr
+    (faults / "before_restore").unlink()
+    back_on_n2(nowhere, pid)
+    assert not stored(nowhere)
+    assert expel_from_n2(nowhere, pid) == "stored"
+    nowhere.run("n1", "kill -9 $(pgrep -f 'mig.cell.[k]eeper')", check=True)
+    nowhere.wait_for(lambda: not nowhere.alive("n1", pid), what="the guest is gone with its store")
+    assert [e["reason"] for e in events(nowhere, "n1") if e["kind"] == "lost" and e["pid"] == pid]
+    nowhere.wait_for(lambda: not stored(nowhere), what="it is swept away")
 
 
 def row(lab: Any, pid: int) -> dict[str, Any]:
