@@ -153,7 +153,7 @@ def test_povray_makes_the_same_picture(lab: Any) -> None:
     lab.run("n1", render("stayed", height), check=True, timeout=900)
     size = height * 4 // 3 * height * 3  # the head before it tells the date
     moved, stayed = (lab.path("n1", f"/var/tmp/g/{name}.ppm").read_bytes()[-size:] for name in ("moved", "stayed"))
-    assert len(set(stayed[::997])) > 50, "there is a picture"
+    assert len(set(stayed)) > 50, "there is a picture"
     assert moved == stayed
 
 
