@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from mig import spawn
+from mig.criu import agreed
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,8 @@ def main() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, _IDLE)
     for module in MODULES:
         importlib.import_module(module)
+    with contextlib.suppress(ImportError):  # no CRIU: the move will tell
+        agreed.warm_up()
     try:
         os.setpriority(os.PRIO_PROCESS, 0, priority)
     except PermissionError:

@@ -92,13 +92,20 @@ def _stop_all(pid: int, threads: dict[int, Tracee], patience: float = PATIENCE) 
         while new := [t for t in procfs.threads(pid) if t not in threads]:
             for tid in new:
                 try:
-                    if procfs.stat(pid, tid).state not in ("Z", "X"):  # a leader may have ended by itself
+                    if not _over(pid, tid):  # a leader may have ended by itself
                         threads[tid] = Tracee(tid)
                         threads[tid].stop()
                 except (ProcessLookupError, TraceeDied):
                     threads.pop(tid, None)  # it ended
-            if all(procfs.stat(pid, t).state in ("Z", "X") for t in new):
+            if all(_over(pid, t) for t in new):
                 return
+
+
+def _over(pid: int, tid: int) -> bool:
+    try:
+        return procfs.stat(pid, tid).state in ("Z", "X")
+    except ProcessLookupError:
+        return True
 
 
 def begin(pid: int, wanted: Ranges) -> tuple[int, Ranges]:
