@@ -47,6 +47,7 @@ from omdiscd.reload import Reloader
 from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
 from omdiscd.service import notify, reloading, watchdog
+from omdiscd.shelf import Shelf
 from omdiscd.spawn import Spawner
 from omdiscd.steered import Steered
 from omdiscd.steering import Steering
@@ -120,6 +121,7 @@ class Daemon:
         )
         self.doors = Doors(self._doors_changed)
         self.evictor = Evictor(self.mover, self.guests, self.targets, self.events)
+        self.shelf = Shelf(self.guests, self.mover, self.jobs)
         self.owner = Owner(config, self.sampler, self.guests, self.jobs, self.doors, self.evictor, self.events)
         self.balancer.shares.guest_weight = self.owner.share.unit
         self.by_hand = ByHand(config, self.doors, self.evictor, self.events, self.me, self.peers.coming)
@@ -165,7 +167,7 @@ class Daemon:
         )
         parts = (
             self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
-            self._keep_learning, self.owner.run, self.evictor.run, self.netwatch.run, self.facts.run, watchdog,
+            self._keep_learning, self.owner.run, self.evictor.run, self.shelf.run, self.netwatch.run, self.facts.run, watchdog,
         )  # fmt: skip
         tasks = [asyncio.ensure_future(p()) for p in parts]
         waiting = asyncio.ensure_future(stop.wait())
