@@ -101,6 +101,7 @@ class Daemon:
         self.peers = PeerServer(config, self.discovery.nodes, self.sampler, self.guests, self.spawner, self.events)
         self.targets = Targets(config, self.discovery.nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
+        self.guests.on_costs = self.mover.learn
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
         self.switches = Switches.load()

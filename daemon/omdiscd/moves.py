@@ -258,17 +258,18 @@ class Mover:
             if s.body:
                 self.sampler.loads.left(c.k)
                 self.sampler.publish()
-            if not (frozen or store or "was" in result):
-                self._learn(result, c)
+            if s.link is None and not frozen:  # a keeper tells of its moves itself, whoever ordered them
+                self.learn(result | {"rss": c.rss})
             return result
         finally:
             del self.active[s.pid]
 
-    def _learn(self, result: dict[str, Any], c: Candidate) -> None:
+    def learn(self, result: dict[str, Any]) -> None:
+        """Something has moved away from here: what that cost enters what the next move is expected to cost."""
         with contextlib.suppress(TypeError, ValueError):  # an agent of another version may tell less
             self.targets.measured.learn(
                 pause_s=float(result.get("pause_ms") or 0) / 1000, total_s=float(result.get("total_ms") or 0) / 1000,
-                sent=int(result.get("bytes") or 0), rss=c.rss, cpu_s=float(result.get("cpu_ms") or 0) / 1000,
+                sent=int(result.get("bytes") or 0), rss=int(result.get("rss") or 0), cpu_s=float(result.get("cpu_ms") or 0) / 1000,
             )  # fmt: skip
 
     async def _answers(self, s: Subject, order: dict[str, Any], patience: float) -> Answers:

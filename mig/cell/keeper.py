@@ -440,6 +440,7 @@ class Keeper:
             late = MoveFailed(f"{what}: its memory has not all arrived here yet; still running on {self.node.name}")
             await self.tell_agent("moved", ok=False, error=late.to_wire())
             return
+        began = time.monotonic()
         self.row.state = "moving"
         await self.watchers.changed()  # omdiscd gives it the CPU that the move takes, also where the host is busy
         mode, limit_bps = m.get("memory", ("auto", 0))
@@ -464,7 +465,11 @@ class Keeper:
             return
         pause = round((result.ended_at - result.frozen_at) * 1e3, 1)
         log.info("moved on to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
-        await self.tell_agent("moved", ok=True, result={"pause_ms": pause} | source.moved())
+        moved = {"pause_ms": pause} | source.moved()
+        await self.tell_agent("moved", ok=True, result=moved)
+        if not m["request"].get("store"):
+            total = round((time.monotonic() - began) * 1e3, 1)
+            await self.watchers.tell(op="costs", total_ms=total, rss=self.row.rss, **moved)
         await self._hold(source)
         self.over.set()
 
