@@ -275,8 +275,8 @@ class Pool:
     def _refute(self, now: float, source: tuple[str, int], out: Outcome) -> None:
         self.members.refuting = False
         up = self.table.up()
-        to = {self.table.address(i) for i in self.rng.sample(up, min(len(up), 2 * _PASS_ON))} | {source}
-        for a in to:
+        to = [self.table.address(i) for i in self.rng.sample(up, min(len(up), 2 * _PASS_ON))]
+        for a in dict.fromkeys([*to, source]):  # no set: its order would be chance of our own
             m = Message(NEWS, urgent=True, rumors=[self.members.own()], records=[self.members.own_record()])
             m.loads = [self.loads.own(int(now * 10))]
             out.sends.append(Send(a, m))
