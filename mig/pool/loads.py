@@ -80,8 +80,12 @@ class Loads:
 
     def freshest(self, room: int, tenths: int) -> list[Group]:
         """At most ``room`` samples in groups, the youngest first, our own among them."""
+        if room <= 0:
+            return []
         out = [self.own(tenths)]
         room -= 1
+        if not room:
+            return out
         samples, states = self.table.samples, self.table.states
         for when in sorted(self._buckets, reverse=True):
             if not tenths - OLDEST < when <= tenths + 1:
