@@ -142,7 +142,9 @@ class GuestState(Mapped):
     pid: int  # pid at home
     home: str
     where: str
-    state: str  # running | moving | stopped | frozen | in-doubt | settling | unreachable; a host that it has left: holding (its memory)
+    # running | moving | stopped | frozen | stored (on home's disk) | in-doubt | settling | unreachable;
+    # on a host that it has left: holding (its memory)
+    state: str
     nmigs: int = 0
     locked: bool = False
     cantmove: list[str] = field(default_factory=list)

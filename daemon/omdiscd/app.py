@@ -48,6 +48,7 @@ from omdiscd.reload import Reloader
 from omdiscd.sampler import Sampler
 from omdiscd.seal import Seal
 from omdiscd.service import notify, reloading, watchdog
+from omdiscd.shelf import Shelf
 from omdiscd.spawn import Spawner
 from omdiscd.steered import Steered
 from omdiscd.steering import Steering
@@ -60,6 +61,8 @@ PRIORITY = -10
 """Nice value of omdiscd, which uses 1 % of a CPU, and of its helpers, which inherit it: a busy node is what processes leave, and its moves
 must not wait for its work.  A guest keeps its own.  With 46 busy processes on 0.4 CPUs a node was suspect half of the time, at 0; at -15
 the process that is to move stood for 80-96 ms while the helpers started, on a machine of two cores."""
+_NURSERY_S = 2.0
+"""Seconds after which the nursery is started: its 0.3 s of CPU are not in the way of the start, and it is there before the first move."""
 _RECOVERY_S = 0.5
 """Seconds between two looks for what dead agents left: a process of theirs may stand frozen."""
 
@@ -81,7 +84,7 @@ class Daemon:
         self.guests = Guests(self.me, self.events.relay, self._guests_changed)
         self.guests.on_agent_gone = self._agent_gone
         self.spawner = Spawner(self.me, self.guests, faults=config.faults)
-        self.sampler.helpers = lambda: self.spawner.pids | self.guests.helpers() | {links.pid()}
+        self.sampler.helpers = lambda: self.spawner.pids | self.guests.helpers() | {links.pid(), self.spawner.nursery.pid}
         self.sampler.guests = self.guests.hosts
         # without a key: one that nobody else has, so that local users can neither join nor order
         seal = Seal(cluster or [os.urandom(keys.SIZE)], info.id, info.incarnation)
@@ -99,6 +102,7 @@ class Daemon:
         self.peers = PeerServer(config, self.discovery.nodes, self.sampler, self.guests, self.spawner, self.events)
         self.targets = Targets(config, self.discovery.nodes, self.me)
         self.mover = Mover(self.sampler, self.guests, self.spawner, self.targets)
+        self.guests.on_costs = self.mover.learn
         self.jobs = Jobs(self.mover, self.spawner, self.events, self.me)
         self.peers.order = HomeOrders(self.mover, self.jobs, self.guests).serve
         self.switches = Switches.load()
@@ -119,6 +123,7 @@ class Daemon:
         )
         self.doors = Doors(self._doors_changed)
         self.evictor = Evictor(self.mover, self.guests, self.targets, self.events)
+        self.shelf = Shelf(self.guests, self.mover, self.jobs)
         self.owner = Owner(config, self.sampler, self.guests, self.jobs, self.doors, self.evictor, self.events)
         self.balancer.shares.guest_weight = self.owner.share.unit
         self.by_hand = ByHand(config, self.doors, self.evictor, self.events, self.me, self.peers.coming)
@@ -164,11 +169,12 @@ class Daemon:
         )
         parts = (
             self.control.run, self.peers.run, self.discovery.run, self.sampler.run, self.guests.run, self.balancer.run, self._recover,
-            self._keep_learning, self.owner.run, self.evictor.run, self.netwatch.run, self.facts.run, watchdog,
+            self._keep_learning, self.owner.run, self.evictor.run, self.shelf.run, self.netwatch.run, self.facts.run, watchdog,
         )  # fmt: skip
         tasks = [asyncio.ensure_future(p()) for p in parts]
         waiting = asyncio.ensure_future(stop.wait())
         notify("READY=1")
+        loop.call_later(_NURSERY_S, self.spawner.nursery.begin)
         try:
             done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
             for t in done - {waiting}:
@@ -185,6 +191,7 @@ class Daemon:
             self.discovery.close()
             self.peers.close()
             self.control.close()
+            self.spawner.nursery.close()
 
     def _hangup(self) -> None:
         reloading()

@@ -115,7 +115,7 @@ class ByHand:
                 except TimeoutError:
                     continue
                 frozen.pop(said["here"], None)
-                if said["outcome"] == "arrived":
+                if said["outcome"] in ("arrived", "stored"):
                     moved += 1
                 else:
                     frozen[said["here"]] = said

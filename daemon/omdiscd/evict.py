@@ -1,4 +1,5 @@
-"""Sends guests away from a node that leaves the pool: by price, else home; whom nobody can take stands frozen here.  None is ever killed.
+"""Sends guests away from a node that leaves the pool: by price, else home, else onto home's disk; whom not even that can take stands frozen
+here.  None is ever killed.
 
 Level-triggered: while somebody wants the node empty, every guest that runs here is sent away, also one that comes late; when nobody does
 any more, frozen ones go on.  So a restarted omdiscd, a lost message or a failed attempt need no care of their own.
@@ -10,13 +11,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from mig import paths
 from mig.economy.policy import order_for_start
 from mig.economy.price import NodeView
-from mig.errors import BadInput, MigError, OutcomeUnknown
+from mig.errors import BadInput, CannotMove, MigError, OutcomeUnknown
 from mig.kernel import procfs
 from mig.memory.ladder import LEAVING
 from mig.model import GuestState, NodeInfo
@@ -141,13 +142,14 @@ class Evictor:
         me = self.targets.me().name
         why = f"{me} is to be empty: {'; '.join(self.wanted.values())}"
         failures: list[str] = []
-        async for to in self._places(state):
+        async for to, store in self._places(state, failures):
             try:
                 subject = self.mover.subject(state.host_pid)
                 timeout = self.mover.targets.config.move_timeout_s
                 # a lock or a list of nodes keeps it from going just anywhere, never from going home
-                memory = LEAVING if ADMINISTRATOR in self.wanted else "auto"
-                await self.mover.move(subject, to, timeout=timeout, reason=why, auto=to.name != state.home, memory=memory)
+                memory = LEAVING if store or ADMINISTRATOR in self.wanted else "auto"
+                reason = f"{why}; {'; '.join(failures)}: it is stored" if store else why
+                await self.mover.move(subject, to, timeout=timeout, reason=reason, auto=to.name != state.home, memory=memory, store=store)
             except BadInput as e:
                 log.info("process %d of %s: %s", state.pid, state.home, e)
                 return  # it has ended, or gone by itself
@@ -156,10 +158,12 @@ class Evictor:
                 return
             except (MigError, OSError) as e:
                 text = "; ".join(getattr(e, "reasons", [])) or str(e)
-                if text not in failures:  # an obstacle of its own is the same wherever it would go
+                if text not in failures:
                     failures.append(text)
+                if isinstance(e, CannotMove) and to.name == state.home and not store:
+                    break  # home refuses nothing: it is an obstacle of its own, or home cannot be reached
             else:
-                self._tell(state, outcome="arrived", to=to.name)
+                self._tell(state, outcome="stored" if store else "arrived", to=to.name)
                 return
             if procfs.state(state.host_pid) in (None, "Z") or k.closed or not self.wanted:
                 return
@@ -176,8 +180,9 @@ class Evictor:
             )  # fmt: skip
         self._tell(state, outcome="frozen", reasons=failures)
 
-    async def _places(self, state: GuestState) -> Any:
-        """Where it may go, the best first: nodes of the pool by price, then home.  Nodes are asked one at a time, when it is their turn."""
+    async def _places(self, state: GuestState, failures: list[str]) -> AsyncIterator[tuple[NodeInfo, bool]]:
+        """Where it may go, the best first, and whether to be stored there: nodes of the pool by price, then home if it has the memory, then
+        home's disk, and home whatever it has.  Nodes are asked one at a time, when it is their turn."""
         home = next((n for n in self.targets.nodes() if n.name == state.home), None)
         if not self.fast:
             who = reservation(home.id if home else 0, state.pid)
@@ -192,9 +197,16 @@ class Evictor:
                     continue
                 refused, _ = await self.targets.reserve(to, who, c.k, c.rss)
                 if not refused:
-                    yield to
-        if home is not None:
-            yield home
+                    yield to, False
+        if home is None:
+            return
+        if room := await self.targets.has_room(home, state.rss):
+            yield home, False
+        else:
+            failures.append(f"{home.name} has not the memory for its {state.rss >> 20} MiB")
+        yield home, True
+        if not room:
+            yield home, False
 
     async def _go_on(self, k: Link) -> None:
         await self._hold(k, False)

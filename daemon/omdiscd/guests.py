@@ -80,6 +80,8 @@ class Guests:
         self._me, self._event, self._changed = me, event, changed
         self.on_agent_gone: Callable[[int, GuestState | None], None] = lambda pid, state: None
         """Told the pid at home and the last state of every agent that is gone, whatever the reason."""
+        self.on_costs: Callable[[dict[str, Any]], None] = lambda result: None
+        """Told what a guest's move away from here cost."""
         self.links: dict[Path, Link] = {}
         self._tasks: dict[Path, asyncio.Task[None]] = {}
         self._refused: dict[Path, float] = {}
@@ -141,6 +143,8 @@ class Guests:
             self._changed()
         elif op == "event":
             self._event(dict(m["event"]))
+        elif op == "costs":
+            self.on_costs(m)
         else:
             link.answer(m)
 

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -124,18 +123,18 @@ class Jobs:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            argv = [sys.executable, "-m", "omdiscd.holder", "--pid", str(job.pid), "--cgroup", str(group), "--fd", str(theirs.fileno())]
-            child = self.spawner.helper(argv, paths.LOGS / f"holder-{job.pid}.log", (theirs.fileno(),))
+            args = ["--pid", str(job.pid), "--cgroup", str(group), "--fd", str(theirs.fileno())]
+            child = self.spawner.start("omdiscd.holder", args, paths.LOGS / f"holder-{job.pid}.log", (theirs.fileno(),))
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             await _expect(reader, b"R", _ARM)
         except MigError:
             writer.close()
-            if child.pid in self.spawner.pids:
-                os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the pid is its own; the kernel detaches it from the job
+            if child in self.spawner.pids:
+                os.kill(child, signal.SIGKILL)  # it has not ended, so the pid is its own; the kernel detaches it from the job
             await asyncio.to_thread(release, Cgroup(group), back)
             raise
-        task = asyncio.ensure_future(self._send_away(job, to, Cgroup(group), Cgroup(back), child.pid, reader, writer))
+        task = asyncio.ensure_future(self._send_away(job, to, Cgroup(group), Cgroup(back), child, reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

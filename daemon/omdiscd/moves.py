@@ -50,12 +50,17 @@ class Subject:
     home: str
     agent: Link | None = None
     keeper: Link | None = None
-    body: int = 0  # pid here of the process that does the work; 0 where it runs elsewhere
+    body: int = 0  # pid here of the process that does the work; 0 where it runs elsewhere, or is stored
 
     @property
     def link(self) -> Link | None:
         """Whom to order."""
         return self.agent or self.keeper
+
+    @property
+    def stored(self) -> bool:
+        """Whether its images lie on this node's disk, and it runs nowhere."""
+        return self.agent is not None and self.agent.state is not None and self.agent.state.state == "stored"
 
     @property
     def home_pid(self) -> int:
@@ -129,12 +134,16 @@ class Mover:
         if to == "balance":
             return await self._best_for(s)
         n = self.targets.find(s.home if to == "home" else to)
-        if n.name == s.where:
+        if n.name == s.where and not s.stored:
             place = "at home" if s.where == s.home else f"on {n.name}"
             raise BadInput(f"process {s.pid} ({s.comm}) is {place} already; nothing was done")
         return n
 
     async def _best_for(self, s: Subject) -> NodeInfo:
+        if s.stored:
+            raise BadInput(
+                f"process {s.pid} ({s.comm}) is stored; it is brought back as soon as a node has room for it", hint="name a node, or 'home'"
+            )
         if not s.body:
             raise BadInput(
                 f"process {s.pid} ({s.comm}) runs on {s.where}, whose own balancer looks after it", hint="name a node, or 'home'"
@@ -216,8 +225,11 @@ class Mover:
         limit_bps: int = 0,
         hold_s: float = 0.0,
         asker: int = 0,
+        store: bool = False,
     ) -> dict[str, Any]:
         """Move ``s`` to ``to``; ``frozen`` is the cgroup in which it already stands frozen, ``auto`` tells a balancer's order.
+
+        ``store``: ``to`` is its home, which is to put it on its disk.
 
         ``memory``, ``limit_bps``, ``hold_s``: see :func:`omdiscd.orders.move_order`.
 
@@ -235,8 +247,9 @@ class Mover:
             reasons, _ = await self.obstacles(s, to, asker)
             if reasons:
                 raise CannotMove(f"process {s.pid} ({s.comm}) cannot move to {to.name}; nothing was touched", reasons=reasons)
+            mode = "store" if store else "home" if to.name == s.home else "remote"
             order = move_order(
-                to, "home" if to.name == s.home else "remote", timeout, reason, frozen, auto, memory=memory, limit_bps=limit_bps,
+                to, mode, timeout, reason, frozen, auto, memory=memory, limit_bps=limit_bps,
                 hold_s=hold_s,
             )  # fmt: skip
             async with contextlib.aclosing(await self._answers(s, order, timeout + GRACE)) as answers:
@@ -245,17 +258,18 @@ class Mover:
             if s.body:
                 self.sampler.loads.left(c.k)
                 self.sampler.publish()
-            if not frozen:
-                self._learn(result, c)
+            if s.link is None and not frozen:  # a keeper tells of its moves itself, whoever ordered them
+                self.learn(result | {"rss": c.rss})
             return result
         finally:
             del self.active[s.pid]
 
-    def _learn(self, result: dict[str, Any], c: Candidate) -> None:
+    def learn(self, result: dict[str, Any]) -> None:
+        """Something has moved away from here: what that cost enters what the next move is expected to cost."""
         with contextlib.suppress(TypeError, ValueError):  # an agent of another version may tell less
             self.targets.measured.learn(
                 pause_s=float(result.get("pause_ms") or 0) / 1000, total_s=float(result.get("total_ms") or 0) / 1000,
-                sent=int(result.get("bytes") or 0), rss=c.rss, cpu_s=float(result.get("cpu_ms") or 0) / 1000,
+                sent=int(result.get("bytes") or 0), rss=int(result.get("rss") or 0), cpu_s=float(result.get("cpu_ms") or 0) / 1000,
             )  # fmt: skip
 
     async def _answers(self, s: Subject, order: dict[str, Any], patience: float) -> Answers:

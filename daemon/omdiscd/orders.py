@@ -98,7 +98,7 @@ class HomeOrders:
         subject = self.mover.subject(pid)
         return await self.mover.move(
             subject, to, timeout=timeout, reason=reason, progress=progress, memory=memory, limit_bps=limit_bps,
-            hold_s=float(order.get("hold_s") or 0),
+            hold_s=float(order.get("hold_s") or 0), store=order.get("mode") == "store",
         )  # fmt: skip
 
     def _allowed(self, link: Link, to: NodeInfo) -> None:
@@ -123,7 +123,8 @@ def move_order(
     limit_bps: int = 0,
     hold_s: float = 0.0,
 ) -> dict[str, Any]:
-    """The order to move; ``frozen``: the cgroup in which the process stands already, ``auto``: a balancer asks, not a person.
+    """The order to move (``mode``: remote, home, or ``store`` at home); ``frozen``: the cgroup in which it stands already, ``auto``:
+    a balancer asks, not a person.
 
     ``memory``: how it travels (:data:`mig.memory.ladder.MODES`, or ``LEAVING``); ``limit_bps``: bits a second for what goes before the
     freeze, 0: no limit; ``hold_s``: seconds for which no balancer moves it on.

@@ -72,7 +72,7 @@ class OwnerOperations:
         self._keep_home()
         mover = self.evictor.mover
         me = mover.targets.me().name
-        away = [a for a in self.owner.guests.agents() if a.state and a.state.where != me]
+        away = [a for a in self.owner.guests.agents() if a.state and (a.state.where != me or a.state.state == "stored")]
         left, moved, failures = len(away), 0, list[str]()
         await call.item(left=left)
         turns = asyncio.Semaphore(_BRINGING)

@@ -199,6 +199,9 @@ class PeerServer:
         who = reservation(home.id, facts.pid)
         if int(m.get("v", wire.VERSION)) > wire.VERSION or int(m.get("v", wire.VERSION)) < wire.OLDEST:
             reasons.append(f"{info.name} speaks version {wire.VERSION}, the source {m.get('v')}")
+        store = m["store"] = m.get("store") is True
+        if store and home.id != info.id:
+            reasons.append(f"{info.name} stores its own guests only")
         if reasons:
             self.places.release(who)
             log.info("process %d (%s) of %s refused: %s", facts.pid, facts.comm, home.name, "; ".join(reasons))
@@ -212,6 +215,8 @@ class PeerServer:
         pid = self.spawner.keeper(conn, m)
         what = f"process {facts.pid} ({facts.comm}) of {home.name}"
         log.info("move %s: keeper %d prepares for %s, asked by %s", m.get("mid"), pid, what, source)
+        if store:
+            return  # it takes neither CPU nor memory
         # it counts before the samples see it, so that the next one who asks gets the truth
         self.places.come(time.monotonic(), pid, who, facts.rss)
         self.sampler.loads.arrived()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 from mig import paths
 from mig.migration import journal
@@ -30,5 +29,4 @@ class Recovery:
             if self.guests.agent(int(pid)) or (paths.AGENTS / f"{pid}.sock").exists() or self.spawner.starting(int(pid)):
                 continue
             log.warning("move %s was left unfinished by its agent: it is resolved now", mid)
-            argv = [sys.executable, "-m", "mig.agent.main", "--recover", mid]
-            self._started[mid] = self.spawner.helper(argv, paths.LOGS / f"agent-{pid}.log", ()).pid
+            self._started[mid] = self.spawner.start("mig.agent.main", ["--recover", mid], paths.LOGS / f"agent-{pid}.log")

@@ -21,6 +21,7 @@ from mig import paths
 from mig.errors import MoveFailed
 from mig.model import NodeInfo
 from omdiscd.guests import Guests, Link
+from omdiscd.nursery import Nursery
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,10 @@ class Spawner:
     def __init__(self, me: Callable[[], NodeInfo], guests: Guests, *, faults: bool = False) -> None:
         self._me, self._guests = me, guests
         self._faults = {"MIG_FAULTS": "1"} if faults else {}
+        self.nursery = Nursery(self._status)
         self.pids: set[int] = set()
-        """Children that live."""
+        """Helpers that live."""
+        self._names: dict[int, str] = {}
         self._agents: dict[int, int] = {}  # by the pid that they serve
 
     async def agent(self, pid: int) -> Link:
@@ -45,14 +48,13 @@ class Spawner:
         if link := self._guests.agent(pid):
             return link
         logfile = paths.LOGS / f"agent-{pid}.log"
-        child = self._start([sys.executable, "-m", "mig.agent.main", "--pid", str(pid)], logfile)
-        self._agents[pid] = child.pid
+        child = self._agents[pid] = self.start("mig.agent.main", ["--pid", str(pid)], logfile)
         deadline = asyncio.get_running_loop().time() + START
         while asyncio.get_running_loop().time() < deadline:
             if link := self._guests.agent(pid):
                 await asyncio.wait_for(link.known.wait(), START)
                 return link
-            if child.pid not in self.pids:
+            if child not in self.pids:
                 break
             self._guests.look()
             await asyncio.sleep(0.01)
@@ -72,35 +74,41 @@ class Spawner:
         try:
             os.write(fd, msgpack.packb(request, use_bin_type=True))
             os.lseek(fd, 0, os.SEEK_SET)
-            argv = [sys.executable, "-m", "mig.cell.keeper", "--conn", str(conn.fileno()), "--request", str(fd)]
+            args = ["--conn", str(conn.fileno()), "--request", str(fd)]
             facts = request.get("facts") or {}
             name = f"keeper-{(request.get('home') or {}).get('id', 0)}-{facts.get('pid', 0)}.log"
-            return self._start(argv, paths.LOGS / name, (conn.fileno(), fd)).pid
+            return self.start("mig.cell.keeper", args, paths.LOGS / name, (conn.fileno(), fd))
         finally:
             os.close(fd)
 
-    def helper(self, argv: list[str], logfile: Path, fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        """Any other helper module of ours."""
-        return self._start(argv, logfile, fds)
-
-    def _start(self, argv: list[str], logfile: Path, fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+    def start(self, module: str, args: list[str], logfile: Path, fds: tuple[int, ...] = ()) -> int:
+        """Start a helper module of ours; returns its pid.  Our copies of ``fds`` may be closed then."""
         env = {**os.environ, "MIG_NODE": json.dumps(dataclasses.asdict(self._me())), **self._faults}
         env.pop("NOTIFY_SOCKET", None)  # it is omdiscd that is ready, not its helpers
         with open(logfile, "ab") as out:
-            child = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd="/", pass_fds=fds, start_new_session=True
-            )
-        self.pids.add(child.pid)
-        pidfd = os.pidfd_open(child.pid)
-        asyncio.get_running_loop().add_reader(pidfd, self._ended, pidfd, child)
-        return child
+            if (forked := self.nursery.fork(module, args, fds, env, out.fileno())) is not None:
+                pid, pidfd = forked
+                child = None
+            else:
+                command = [sys.executable, "-m", module, *args]
+                child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd="/", pass_fds=fds, start_new_session=True
+                )
+                pid, pidfd = child.pid, os.pidfd_open(child.pid)
+        self.pids.add(pid)
+        self._names[pid] = " ".join([module, *args[:2]])
+        asyncio.get_running_loop().add_reader(pidfd, self._ended, pidfd, pid, child)
+        return pid
 
-    def _ended(self, pidfd: int, child: subprocess.Popen[bytes]) -> None:
+    def _ended(self, pidfd: int, pid: int, child: subprocess.Popen[bytes] | None) -> None:
         asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)
-        status = child.wait()
-        self.pids.discard(child.pid)
-        log.info("helper %d (%s) ended with status %d", child.pid, " ".join(map(str, child.args[2:4])), status)  # type: ignore[index]  # we pass a list
+        self.pids.discard(pid)
+        if child is not None:
+            self._status(pid, child.wait())
+
+    def _status(self, pid: int, status: int) -> None:
+        log.info("helper %d (%s) ended with status %d", pid, self._names.pop(pid, "?"), status)
 
 
 def _tail(logfile: Path) -> list[str]:

@@ -82,6 +82,13 @@ class Targets:
         now = time.monotonic()
         self._sent[n.id] = [*(x for x in self._sent.get(n.id, ()) if now - x[0] < _REMEMBERED), (now, k, mem)]
 
+    async def has_room(self, n: NodeInfo, mem: int) -> bool:
+        """Whether it has ``mem`` bytes beside what is to stay free, accepting or not; by its gossip where it does not answer."""
+        m = await self._request(n, op="info", who="")
+        live = m is not None and m.get("op") == "info"
+        view = NodeView.of(NodeInfo.from_map(m["node"]), extra_mem=int(m["reserved_mem"])) if m and live else NodeView.of(n)
+        return view.fits(mem + self.config.mem_reserve)
+
     async def ask(self, n: NodeInfo, who: str) -> NodeView | None:
         """Its live state, places promised to others than ``who`` included; None when it does not answer."""
         m = await self._request(n, op="info", who=who)

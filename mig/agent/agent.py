@@ -76,6 +76,8 @@ class Agent:
         self._progress: Callable[[str], None] | None = None
         self._over = False
         self._shelved = False
+        self._stored = False  # its images lie on this node's disk: it runs nowhere
+        self._late: list[tuple[int, bool]] = []  # signals for when it runs again, and whether they are its group's
         self._source: HomeSource | None = None  # while it still serves memory
         self._hold_s = 0.0
         self._members: holding.Members | None = None  # of the tree that left home, while their memory is served
@@ -141,7 +143,7 @@ class Agent:
         ident = m.get("id")
         to = NodeInfo.from_map(m["to"])
         started = time.monotonic()
-        here = self.row.where
+        here, was_stored = self.row.where, self._stored
 
         def progress(step: str) -> None:
             self._trail["step"] = step
@@ -173,6 +175,8 @@ class Agent:
             if self.row.state in ("moving", "in-doubt"):
                 self._set(state=self._idle_state())
         result |= {"pid": self.pid, "from": here, "to": to.name, "total_ms": round((time.monotonic() - started) * 1e3, 1)}
+        if was_stored:
+            result["was"] = "stored"
         await self._say_moved(result, error, str(m.get("reason", "")))
         if self._tell is not None:
             await answer(error, result)
@@ -181,7 +185,7 @@ class Agent:
 
     async def _say_moved(self, result: dict[str, Any], error: MigError | None, reason: str) -> None:
         await self.watchers.changed()
-        outcome = "arrived" if error is None else error.code
+        outcome = ("stored" if self._stored else "arrived") if error is None else error.code
         failure = {} if error is None else {"error": error.message, "reasons": error.reasons, "step": self._trail["step"]}
         await self.watchers.event(
             t=time.time(), kind="move", mid=self._trail["mid"], comm=self.facts.comm, home=self.node.name, outcome=outcome, reason=reason,
@@ -192,14 +196,15 @@ class Agent:
         memory = str(order.get("memory", "auto")), int(order.get("limit_bps") or 0)
         if self.epoch:
             return await self._move_on(to, mode, timeout, progress, memory)
-        if mode == "home":
+        if mode != "remote":
             raise BadInput(f"{self.facts.comm} ({self.pid}) is at home already; nothing was done")
         held = Cgroup(order["cgroup"]) if order.get("frozen") else None
         return await self._leave_home(to, timeout, progress, held, memory)
 
     def _idle_state(self) -> str:
-        """The guest's state while nothing is done with it: ``frozen`` where its host has left the pool and nobody took it."""
-        return "frozen" if self._shelved else "running"
+        """The guest's state while nothing is done with it: ``frozen`` where its host has left the pool and nobody took it, ``stored`` where
+        its images lie here."""
+        return "stored" if self._stored else "frozen" if self._shelved else "running"
 
     def _set(self, **changes: Any) -> None:
         for k, v in changes.items():
@@ -333,7 +338,7 @@ class Agent:
             "op": "prepare", "v": wire.VERSION, "mid": mid, "epoch": epoch, "mode": mode,
             "home": dataclasses.asdict(self.node), "agent": [self.board.addr, self.board.port],
             "files": [self.files.addr, self.files.port], "token": self.token,
-            "nmigs": self.row.nmigs + 1, "hold_s": self._hold_s,
+            "nmigs": self.row.nmigs + 1, "hold_s": self._hold_s, "store": mode == "store",
         }  # fmt: skip
 
     async def expire_names(self) -> None:
@@ -404,13 +409,17 @@ class Agent:
         if self._hop is not None and not self._hop.done():
             self._hop.set_result(answer)
 
-    def _arrive(self, epoch: int, proxied: list[int]) -> None:
-        """The guest runs in the cell ``epoch``, where ``proxied`` externals go through us."""
+    def _arrive(self, epoch: int, proxied: list[int], *, stored: bool = False) -> None:
+        """The guest runs in the cell ``epoch``, where ``proxied`` externals go through us, or is ``stored`` there."""
         if epoch > self.epoch:
             self.epoch = epoch
-            self._shelved = False
+            self._shelved, self._stored = False, stored
             self.externals.attach(epoch, self.board, proxied)
             self._arrived.set()
+            if not stored:
+                for sig, group in self._late:
+                    self._tell_keeper("signal", sig=sig, group=group)
+                self._late.clear()
 
     # -- keepers ---------------------------------------------------------------------------------------------------------------
 
@@ -434,6 +443,9 @@ class Agent:
         match m.get("op"):
             case "running":
                 self._arrive(k.epoch, [int(i) for i in m["proxied"]])
+            case "stored":
+                if self._at_home(k):
+                    self._arrive(k.epoch, [], stored=True)
             case "hold":
                 await self.externals.hold()
                 await k.send("held")
@@ -596,8 +608,11 @@ class Agent:
             return
         if terminal is not None and s.sig == signal.SIGCONT:
             terminal.check_foreground()  # a guest that reads before its cell knows would be stopped again
-        from_terminal = s.code == link.SI_KERNEL and s.sig in GROUP_SIGNALS
-        self._tell_keeper("signal", sig=s.sig, group=from_terminal or s.sig == signal.SIGCONT)
+        group = (s.code == link.SI_KERNEL and s.sig in GROUP_SIGNALS) or s.sig == signal.SIGCONT
+        if self._stored:
+            self._late.append((s.sig, group))
+        else:
+            self._tell_keeper("signal", sig=s.sig, group=group)
 
     def _deputy_died(self) -> None:
         """Somebody killed the deputy with SIGKILL: that was meant for the guest."""

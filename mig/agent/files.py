@@ -6,10 +6,9 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from typing import Any
 
-from mig import wire
+from mig import spawn, wire
 from mig.errors import MigError
 from mig.homefs.guest import Guest
 
@@ -22,7 +21,7 @@ START = 30.0
 class FileServer:
     """Starts ``mig.agent.fileserver`` and asks it things; ``port`` is where the guest's host connects."""
 
-    def __init__(self, proc: asyncio.subprocess.Process, control: socket.socket, addr: str, port: int) -> None:
+    def __init__(self, proc: spawn.Process, control: socket.socket, addr: str, port: int) -> None:
         self.proc, self.control, self.addr, self.port = proc, control, addr, port
         self._lock = asyncio.Lock()
 
@@ -36,12 +35,8 @@ class FileServer:
         os.close(token_w)
         ours.setblocking(False)
         try:
-            proc = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "mig.agent.fileserver", "--listen", addr, "--token-fd", str(token_r), "--control-fd", str(theirs.fileno())),
-                pass_fds=[token_r, theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-            )
+            fds = [token_r, theirs.fileno()]
+            proc = spawn.start("mig.agent.fileserver", "--listen", addr, "--token-fd", str(fds[0]), "--control-fd", str(fds[1]), fds=fds)
         finally:
             os.close(token_r)
             theirs.close()
@@ -79,7 +74,7 @@ class FileServer:
         if self.proc.returncode is None:
             self.proc.terminate()
             try:
-                await asyncio.wait_for(self.proc.wait(), 3)
+                await asyncio.wait_for(spawn.ended(self.proc.pid), 3)
             except TimeoutError:
                 self.proc.kill()
-                await self.proc.wait()
+            self.proc.wait()

@@ -101,8 +101,12 @@ class Watchers:
 
     async def event(self, **event: Any) -> None:
         """Send an event to all who watch."""
+        await self.tell(op="event", event=event)
+
+    async def tell(self, **m: Any) -> None:
+        """Send a message to all who watch."""
         for s in list(self._watching):
-            await self._send(s, {"op": "event", "event": event})
+            await self._send(s, m)
 
     def close(self) -> None:
         """Stop serving and remove the socket."""

@@ -20,6 +20,7 @@ from mig.criu import images
 from mig.errors import CannotMove
 from mig.inspect.facts import gather
 from mig.kernel import pidfd, procfs
+from mig.memory.ladder import LEAVING
 from mig.migration.journal import BEGIN
 from mig.migration.machine import Step
 from mig.migration.peer import Destination
@@ -41,7 +42,7 @@ class HostSource(SourceBase):
         super().__init__(str(request["mid"]), dest, keeper.house.cell.guest_cgroup, keeper.facts, keeper.guest.pid)
         logs.about(self.mid)
         self.keeper, self.request = keeper, request
-        self.wanted = memory
+        self.wanted = (LEAVING, 0) if request.get("store") else memory
         self.cpu_before = self.cpu_used()
         self.house, self.proxies = keeper.house, keeper.proxies
         self.rest: dict[int, bytes] = {}
@@ -119,6 +120,8 @@ class HostSource(SourceBase):
             now, pid=then.pid, start=then.start, boot=then.boot, hostname=then.hostname, ppid=then.ppid, shared_files=then.shared_files,
             cpu_s=self.keeper.row.cpu_s,
         )  # fmt: skip
+        if self.request.get("store") and await self._locked():
+            raise CannotMove(f"{now.comm} ({now.pid}) cannot be stored", reasons=["it holds file locks, which nobody could keep meanwhile"])
         if self.keeper.mode != "remote":  # at home set-id programs are what they are: it may be somebody else by now
             await self.keeper.ask_agent("leaves", "leave", pids=[self.pid, *self.group.procs()])
         await self.choose_carrier(self.keeper.node, self._numbers, record_locks=await self._record_locks())
@@ -140,6 +143,10 @@ class HostSource(SourceBase):
             return bool(home_locks.scan(self.group.procs())[1])
         held = (await self.keeper.ask_agent("locks", "locks")).get("locks", [])
         return any(lock["kind"] != "flock" for lock in held)
+
+    async def _locked(self) -> bool:
+        """Whether it holds any lock of a file of home's."""
+        return bool((await self.keeper.ask_agent("locks", "locks")).get("locks"))
 
     def _orphans(self) -> list[int]:
         """Numbers, as the guest sees them, of processes in its cell that do not descend from it."""

@@ -29,18 +29,22 @@ import msgpack
 from mig import logs, paths, wire
 from mig.agent import workdir
 from mig.agent.watchers import Reply, Watchers
+from mig.cell import agent_link
+from mig.cell.agent_link import AgentLink
 from mig.cell.cell import Exited, Stopped
 from mig.cell.guest import Guest
 from mig.cell.host_source import HostSource
 from mig.cell.house import House, cell_cgroup
 from mig.cell.positions import Positions
 from mig.cell.proxies import Proxies
+from mig.cell.stored import Stored
 from mig.criu import features
 from mig.criu.agreed import Agreement, objections, warm_up
 from mig.errors import BadInput, CannotMove, MigError, MoveFailed
 from mig.homefs import mount
 from mig.kernel import libc, pidfd, procfs
 from mig.kernel.cgroup import leave_unit
+from mig.kernel.page_out import page_out
 from mig.memory.pager_link import PagerLink
 from mig.migration import faults
 from mig.migration.faults import Fault, reach
@@ -74,7 +78,7 @@ class Keeper:
         self.agreed = Agreement.of(self.facts, root_allowed=bool(request.get("root_allowed")))
         self.journal = Journal(self.mid, "destination")
         self.work: Path | None = None
-        self.agent: socket.socket | None = None
+        self.agent: AgentLink | None = None
         self.house: House | None = None
         self.proxies = Proxies(self.facts.externals, self.mode)
         self.guest: Guest | None = None
@@ -83,8 +87,6 @@ class Keeper:
         self.positions: Positions | None = None
         self.over = asyncio.Event()
         self._clocks = (0, 0)
-        self._agent_lock = asyncio.Lock()
-        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._tasks = Tasks()
         self._moving: Runner | None = None
         self._shelved = False  # frozen by order: this node has left the pool, and nobody took the guest
@@ -132,23 +134,21 @@ class Keeper:
     async def _connect_home(self) -> None:
         """Connect to the agent: one link, and one connection for each external."""
         await reach(Fault.BEFORE_PREPARE)
-        addr, port = str(self.request["agent"][0]), int(self.request["agent"][1])
         try:
-            self.agent = await self._connect_agent(addr, port, kind="keeper")
+            self.agent = AgentLink(await agent_link.connect(self.home, self.request, kind="keeper"))
             self._clocks = await self._compare_clocks()
             for e in self.facts.externals:
-                self.proxies.connected(e, await self._connect_agent(addr, port, kind="channel", id=e.id))
+                self.proxies.connected(e, await agent_link.connect(self.home, self.request, kind="channel", id=e.id))
             if self.mode == "home":
                 await self._ask_home()
         except (OSError, EOFError, TimeoutError) as e:
-            why = f"{self.node.name} cannot reach the home agent at {addr}: {describe(e)}"
+            why = f"{self.node.name} cannot reach the home agent at {self.request['agent'][0]}: {describe(e)}"
             raise MigError(why, hint="is the network between the nodes cut one way?") from e
 
     async def _ask_home(self) -> None:
         """The real ends of what was proxied, and who the process was when it left: asked of the agent, as a host could say anything."""
         assert self.agent is not None
-        await wire.asend(self.agent, op="ends?")
-        m = await asyncio.wait_for(wire.arecv(self.agent), 10)
+        m = await self.agent.talk("ends?")
         self.proxies.take_real_ends(int(m["pid"]), {int(k): int(v) for k, v in m["fds"].items()})
         uids, gids = (frozenset(int(i) for i in m[k]) for k in ("uids", "gids"))
         self.agreed = dataclasses.replace(self.agreed, uids=uids, gids=gids, root_allowed=0 in uids)
@@ -164,8 +164,7 @@ class Keeper:
             if i >= _LOOKS and best < _QUICK_NS:
                 break
             sent = time.monotonic_ns()
-            await wire.asend(self.agent, op="clocks?")
-            m = await asyncio.wait_for(wire.arecv(self.agent), 10)
+            m = await self.agent.talk("clocks?")
             took = time.monotonic_ns() - sent
             if took < best:
                 now = (time.monotonic_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
@@ -174,11 +173,6 @@ class Keeper:
 
     def _dial(self, addr: str, port: int) -> socket.socket:
         return links.dial(self.home.id, addr, port)
-
-    async def _connect_agent(self, addr: str, port: int, **hello: Any) -> socket.socket:
-        s = await links.connect(self.home.id, addr, port)
-        await wire.asend(s, token=self.request["token"], epoch=self.epoch, **hello)
-        return s
 
     # -- the move --------------------------------------------------------------------------------------------------------------
 
@@ -291,8 +285,7 @@ class Keeper:
         if self.mode != "home":
             return []
         assert self.agent is not None
-        await wire.asend(self.agent, op="busy?")
-        return [int(i) for i in (await asyncio.wait_for(wire.arecv(self.agent), 10))["busy"]]
+        return [int(i) for i in (await self.agent.talk("busy?"))["busy"]]
 
     async def _abort(self, why: BaseException) -> None:
         """Kill the copy, then leave the tombstone: in this order, so that ``aborted`` is only ever said of a copy that is gone."""
@@ -366,27 +359,18 @@ class Keeper:
     async def tell_agent(self, op: str, **m: Any) -> None:
         """Send one message; a lost agent is noticed by whoever reads from it."""
         assert self.agent is not None
-        try:
-            async with self._agent_lock:
-                await wire.asend(self.agent, op=op, **m)
-        except OSError as e:
-            log.warning("the home agent does not hear %s: %s", op, e)
+        await self.agent.tell(op, **m)
 
     async def ask_agent(self, op: str, answer: str, **m: Any) -> dict[str, Any]:
         """Send a question, wait for the message named ``answer``."""
-        f: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._answers[answer] = f
-        await self.tell_agent(op, **m)
-        try:
-            return await asyncio.wait_for(f, 10)
-        finally:
-            self._answers.pop(answer, None)
+        assert self.agent is not None
+        return await self.agent.ask(op, answer, **m)
 
     async def _read_agent(self) -> None:
         assert self.agent is not None and self.guest is not None and self.house is not None
         try:
             while True:
-                m = await wire.arecv(self.agent)
+                m = await self.agent.receive()
                 match m.get("op"):
                     case "signal":
                         self.guest.signal(int(m["sig"]), group=bool(m["group"]))
@@ -396,8 +380,6 @@ class Keeper:
                         await self.house.cell.set_foreground(bool(m["on"]))
                     case "move":
                         self._tasks.spawn(self._move(m))
-                    case op if (f := self._answers.get(str(op))) is not None and not f.done():
-                        f.set_result(m)
         except (EOFError, OSError) as e:
             if self.over.is_set() or self.holding:
                 self.over.set()
@@ -429,6 +411,15 @@ class Keeper:
             self._before = self.row.state
         self._shelved = on
         await self._tell_shelved()
+        if on and (self.pager is None or self.pager.arrived.is_set()):
+            await asyncio.to_thread(self._page_out)
+
+    def _page_out(self) -> None:
+        """Its memory is its host's again, as far as there is swap space; it comes back page by page when the guest goes on."""
+        assert self.guest is not None
+        for pid in self.guest.pids():
+            with contextlib.suppress(ProcessLookupError):
+                page_out(pid)
 
     async def _tell_shelved(self) -> None:
         self.row.state = "frozen" if self._shelved else self._before
@@ -449,6 +440,7 @@ class Keeper:
             late = MoveFailed(f"{what}: its memory has not all arrived here yet; still running on {self.node.name}")
             await self.tell_agent("moved", ok=False, error=late.to_wire())
             return
+        began = time.monotonic()
         self.row.state = "moving"
         await self.watchers.changed()  # omdiscd gives it the CPU that the move takes, also where the host is busy
         mode, limit_bps = m.get("memory", ("auto", 0))
@@ -473,7 +465,11 @@ class Keeper:
             return
         pause = round((result.ended_at - result.frozen_at) * 1e3, 1)
         log.info("moved on to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
-        await self.tell_agent("moved", ok=True, result={"pause_ms": pause} | source.moved())
+        moved = {"pause_ms": pause} | source.moved()
+        await self.tell_agent("moved", ok=True, result=moved)
+        if not m["request"].get("store"):
+            total = round((time.monotonic() - began) * 1e3, 1)
+            await self.watchers.tell(op="costs", total_ms=total, rss=self.row.rss, **moved)
         await self._hold(source)
         self.over.set()
 
@@ -541,7 +537,11 @@ def main() -> int:
     os.set_inheritable(a.conn, False)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     links.start()  # before the mount namespace of our own, which it would keep alive
-    keeper = Keeper(conn, request, NodeInfo.from_map(json.loads(os.environ["MIG_NODE"])))
+    node = NodeInfo.from_map(json.loads(os.environ["MIG_NODE"]))
+    if request.get("store"):
+        asyncio.run(Stored(conn, request, node).serve())
+        return 0
+    keeper = Keeper(conn, request, node)
     try:
         keeper.prepare()
     except Exception as e:

@@ -71,7 +71,8 @@ class Agreement:
 
 
 def warm_up() -> None:
-    """Load what :func:`objections` needs, before somebody stands frozen."""
+    """Load what :func:`objections` and CRIU's RPC need, before somebody stands frozen.  Raises ``ImportError``."""
+    layout.rpc()
     for name in ("core", "fdinfo", "mm", "pstree", "inventory", "tty", "ghost_file", "memfd"):
         layout.image(name)
 

@@ -6,16 +6,13 @@ keeper does it.  The helper is ready (CRIU started and linked, everything import
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from mig import wire
+from mig import spawn, wire
 from mig.criu.log import CriuError
 
 
@@ -32,7 +29,7 @@ class DumpResult:
 class Dumper:
     """One dump helper and its CRIU worker; good for one dump.  It is killed with the process that started it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+    def __init__(self, process: spawn.Process, sock: socket.socket) -> None:
         self._process = process
         self._sock = sock
 
@@ -49,11 +46,7 @@ class Dumper:
         ours.setblocking(False)
         task = {"img_fd": img_fd, "sock": theirs.fileno(), "parent": os.getpid(), "cell_init": cell_init, "base": base, "hides": hides}
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "mig.criu.dump_helper", json.dumps(task)],
-                pass_fds=[theirs.fileno(), img_fd],
-                stdin=subprocess.DEVNULL,
-            )
+            process = spawn.start("mig.criu.dump_helper", json.dumps(task), fds=[theirs.fileno(), img_fd])
         dumper = cls(process, ours)
         try:
             await dumper._answer()
@@ -86,7 +79,7 @@ class Dumper:
         """End the helper and reap it.  A dump under way is finished by CRIU (it must take its code out of the tree again).  Idempotent."""
         self._sock.close()
         if self._process.returncode is None:
-            await _exited(self._process.pid)
+            await spawn.ended(self._process.pid)
             self._process.wait()
 
     async def _answer(self) -> wire.Message:
@@ -97,16 +90,3 @@ class Dumper:
         if m.get("op") == "failed":
             raise CriuError(str(m["message"]), first_error=str(m["first_error"]), reasons=list(m["reasons"]), hint=str(m["hint"]))
         return m
-
-
-async def _exited(pid: int) -> None:
-    """Wait for a child to end (it stays to be reaped), without a thread."""
-    loop = asyncio.get_running_loop()
-    fd = os.pidfd_open(pid)
-    try:
-        gone = loop.create_future()
-        loop.add_reader(fd, gone.set_result, None)
-        gone.add_done_callback(lambda _: loop.remove_reader(fd))
-        await gone
-    finally:
-        os.close(fd)

@@ -186,6 +186,23 @@ def list_files(img_dir: str | os.PathLike[str]) -> list[ImageFile]:
     return [ImageFile(e.id, e.reg.name, e.reg.flags, e.reg.pos, e.reg.size) for e in entries if e.HasField("reg")]
 
 
+def forget_sizes(img_dir: str | os.PathLike[str]) -> None:
+    """Files that the images hold open may have grown or shrunk when they are restored, as they do under a process that only stands still.
+
+    CRIU would refuse that.  What is mapped keeps its size: a program or library that was replaced meanwhile must not be run.
+    """
+    mm, mapped = layout.image("mm").mm_entry, set()
+    for path in Path(img_dir).glob("mm-[0-9]*.img"):
+        for e in read_entries(path, mm)[1]:
+            mapped |= {e.exe_file_id, *(v.shmid for v in e.vmas)}
+    path = Path(img_dir) / "files.img"
+    magic, entries = read_entries(path, layout.image("fdinfo").file_entry)
+    for e in entries:
+        if e.HasField("reg") and e.reg.id not in mapped:
+            e.reg.ClearField("size")
+    _write(path, magic, entries)
+
+
 def terminals(img_dir: str | os.PathLike[str]) -> dict[int, str]:
     """The terminals that the images hold open: N of ``/dev/pts/N`` to CRIU's name of it, as ``inherit_fd`` wants it.
 

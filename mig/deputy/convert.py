@@ -17,8 +17,9 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from mig import paths
@@ -41,6 +42,7 @@ from mig.kernel.ptrace import (
 PAGE = 4096
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE_ANONYMOUS = 0x22
+MAP_FIXED_NOREPLACE = 0x100000
 F_SETFD, FD_CLOEXEC = 2, 1
 AT_EMPTY_PATH = 0x1000
 MSG_CMSG_CLOEXEC = 0x40000000
@@ -50,6 +52,9 @@ HELLO_TIMEOUT = 5.0
 
 MARK = b"DEPUTY="
 """How the environment of a deputy begins, and no other program's of ours."""
+
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EFAULT)
+"""How the kernel refuses executable memory, or the writing of code."""
 
 SYSCALL_THEN_PAUSE = bytes.fromhex("0f05 b822000000 0f05 ebf7")
 """``syscall; 1: mov $34, %eax (pause); syscall; jmp 1b``: a call made here ends in pause() for ever unless a tracer steps in."""
@@ -150,9 +155,11 @@ class Conversion:
         self.opened: list[int] = []  # descriptors that we made in it: link, peer, binary
         self.areas: list[tuple[int, int]] = []  # address, bytes of our mappings
         self.tid_state: tuple[int, int, int] | None = None
+        self.children: list[int] = []  # those that it had
         self.holder: int | None = None
         self.sock: socket.socket | None = None
         self.insn = 0  # a syscall instruction of the process's own
+        self.covered: bytes | None = None  # what stood at it, while our code stands there
         self._cleared: list[int] = []
         self._scratch = 0
         self._exec: tuple[int, int, int, int] | None = None
@@ -161,6 +168,11 @@ class Conversion:
     def leader(self) -> Tracee:
         """The thread that makes our calls."""
         return self.threads[self.pid]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the exec may have begun."""
+        return self._exec is not None
 
     # -- steps ------------------------------------------------------------------------------------------------------------------
 
@@ -185,9 +197,10 @@ class Conversion:
                         raise
                     del self.threads[tid]  # it ended by itself
         for t in self.threads.values():
-            t.begin(self.insn)
+            t.begin(self.insn, block=False)  # nothing is changed before it is noted
             self.insn = t.insn
         self.cloexec = close_on_exec(self.pid)
+        self.children = procfs.children(self.pid)
         self.journal(self)
         for t in self.threads.values():
             t.park()
@@ -196,10 +209,11 @@ class Conversion:
         """All that can be undone: the link, the binary, the descriptors, the holder, the arguments."""
         argv = procfs.cmdline(self.pid) or [os.fsencode(procfs.comm(self.pid))]
         comm = os.fsencode(procfs.comm(self.pid))
-        self._map_code()
         # strings, their pointers, and a page for the results of calls
         size = PAGE + (sum(map(len, argv)) + 9 * len(argv) + len(comm) + 256 + PAGE - 1) // PAGE * PAGE
-        self._scratch = self._mmap(size, PROT_READ | PROT_WRITE)
+        room = free_range(self.pid, PAGE + size)
+        self._map_code(room)
+        self._scratch = self._mmap(room + PAGE, size, PROT_READ | PROT_WRITE)
         on_step("mapped")
         link_fd, peer = self._make_link()
         on_step("link")
@@ -245,10 +259,13 @@ class Conversion:
         self.sock.settimeout(None)
         return Deputy(self.pid, self.sock, self.opened[1], self.holder)
 
-    def adopt(self, opened: list[int]) -> None:
-        """Take over from a converter that died: these descriptors were made by it, and any FD_CLOEXEC may have been cleared."""
-        self.opened = opened
+    def adopt(self, descriptors: set[int], children: set[int]) -> None:
+        """Take over from a converter that died, and may have done one thing more than it noted: the process had these descriptors and
+        children before, and any FD_CLOEXEC may have been cleared."""
+        self.opened = sorted(set(map(int, os.listdir(f"/proc/{self.pid}/fd"))) - descriptors)
         self._cleared = sorted(self.cloexec)
+        for child in set(procfs.children(self.pid)) - children:
+            self.holder = child
 
     def roll_back(self, freeze: Callable[[], None] = nothing) -> None:
         """Undo everything; afterwards the process goes on, or stands frozen or stopped, as before.
@@ -258,6 +275,7 @@ class Conversion:
         if self.sock is not None:
             self.sock.close()
         started = [t for t in self.threads.values() if t.insn]
+        self._uncover()
         if self.threads and self.leader in started:
             self._undo_calls()
         for t in started:
@@ -295,35 +313,60 @@ class Conversion:
                 p.syscall("fcntl", fd, F_SETFD, FD_CLOEXEC)
         for fd in self.opened:
             p.syscall("close", fd)
-        p.insn = self.insn  # not in the page that goes now
-        for address, size in self.areas:
-            p.syscall("munmap", address, size)
-        if called:
-            p.undo()
-        else:
+        if not called:
             p.restore()
+            return
+        p.insn = self.insn  # not in the page that goes now
+        with self._landing():
+            for address, size in self.areas:
+                p.syscall("munmap", address, size)
+            p.leave_call()
+        p.restore()
 
     # -- the calls --------------------------------------------------------------------------------------------------------------
 
-    def _mmap(self, size: int, prot: int) -> int:
-        address = self.leader.syscall("mmap", 0, size, prot, MAP_PRIVATE_ANONYMOUS, -1, 0)
+    def _mmap(self, address: int, size: int, prot: int) -> int:
         self.areas.append((address, size))
-        self.journal(self)
-        return address
+        self.journal(self)  # before it is there: to unmap what is not is no error
+        return self.leader.syscall("mmap", address, size, prot, MAP_PRIVATE_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0)
 
-    def _map_code(self) -> None:
+    def _map_code(self, address: int) -> None:
         """From here on the leader makes its calls in a page of ours, where it parks itself should we die.
 
         Where executable memory is refused (SELinux, memory-deny-write-execute) or cannot be written, the vdso has to do.
         """
+        with self._landing():
+            try:
+                self._mmap(address, PAGE, PROT_READ | PROT_EXEC)
+                write_code(self.pid, address, SYSCALL_THEN_PAUSE)
+            except OSError as e:
+                if e.errno not in NOT_WRITABLE:
+                    raise
+            else:
+                self.leader.insn = address
+                self.leader.park()  # from the call's end, in that page
+
+    @contextlib.contextmanager
+    def _landing(self) -> Iterator[None]:
+        """For a call in the process's own code: should we die, the leader would run on behind the call, into the old program.  So for
+        this while our code stands there, in a private copy of that page, and the leader parks itself."""
         try:
-            address = self._mmap(PAGE, PROT_READ | PROT_EXEC)
-            write_code(self.pid, address, SYSCALL_THEN_PAUSE)
+            original = read_code(self.pid, self.insn, len(SYSCALL_THEN_PAUSE))
+            if len(original) == len(SYSCALL_THEN_PAUSE):
+                self.covered = original
+                self.journal(self)
+                write_code(self.pid, self.insn, SYSCALL_THEN_PAUSE)
         except OSError as e:
-            if e.errno not in (errno.EACCES, errno.EPERM, errno.EIO, errno.EFAULT):
+            if e.errno not in NOT_WRITABLE:
                 raise
-        else:
-            self.leader.insn = address
+            self.covered = None
+        yield
+        self._uncover()
+
+    def _uncover(self) -> None:
+        if self.covered is not None:
+            write_code(self.pid, self.insn, self.covered)
+            self.covered = None
 
     def _make_link(self) -> tuple[int, int]:
         """A socketpair made inside of the process; our end is taken out of it: no path, no permission, no common namespace needed."""
@@ -400,6 +443,24 @@ async def convert_in_helper(pid: int, cgroup_path: str, drop_signals: int = 0, *
 
     with Helper() as helper:
         return await helper.convert(pid, cgroup_path, drop_signals, hold=hold)
+
+
+def free_range(pid: int, size: int) -> int:
+    """An address in the middle of the largest gap between the process's mappings; raises ``OSError`` (``ENOMEM``) if it is too small."""
+    maps = [m for m in procfs.maps(pid) if m.path != "[vsyscall]"]
+    room, start = max(((b.start - a.end, a.end) for a, b in pairwise(maps)), default=(0, 0))
+    if room < size:
+        raise OSError(errno.ENOMEM, f"process {pid} has no room for {size} bytes")
+    return start + (room - size) // 2 // PAGE * PAGE
+
+
+def read_code(pid: int, address: int, size: int) -> bytes:
+    """That many bytes, or fewer at the end of a mapping; raises ``OSError``."""
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, size, address)
+    finally:
+        os.close(fd)
 
 
 def write_code(pid: int, address: int, code: bytes) -> None:

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from mig.deputy.convert import Deputy, DeputyError, convert
-from mig.deputy.repair import Journal, repair
+from mig.deputy.repair import Journal, journal_path, repair
 from mig.kernel.cgroup import Cgroup
 
 MAX_REQUEST = 65536
@@ -25,14 +25,22 @@ def main() -> None:
         return
     request: dict[str, Any] = json.loads(packet)
     try:
+        answer(control, request)
+    finally:
+        journal_path(request["pid"]).unlink(missing_ok=True)  # not before whoever asked knows of it
+
+
+def answer(control: socket.socket, request: dict[str, Any]) -> None:
+    """Do it, and say how it went."""
+    try:
         deputy = serve(request)
     except DeputyError as e:
         control.send(json.dumps({"message": e.message, "rolled_back": e.rolled_back, "hint": e.hint}).encode())
     except (OSError, ValueError) as e:
         control.send(json.dumps({"message": f"process {request['pid']}: {e}", "rolled_back": True, "hint": ""}).encode())
     else:
-        answer = json.dumps({"pid": deputy.pid, "peer_fd": deputy.peer_fd, "holder": deputy.holder}).encode()
-        socket.send_fds(control, [answer], [deputy.sock.fileno()])
+        text = json.dumps({"pid": deputy.pid, "peer_fd": deputy.peer_fd, "holder": deputy.holder})
+        socket.send_fds(control, [text.encode()], [deputy.sock.fileno()])
 
 
 def serve(request: dict[str, Any]) -> Deputy:
@@ -40,13 +48,8 @@ def serve(request: dict[str, Any]) -> Deputy:
     pid, group = int(request["pid"]), Cgroup(request["cgroup"])
     if request["op"] == "repair":
         return repair(pid, group.thaw, group.freeze)
-    journal = Journal(pid)
-    try:
-        return convert(
-            pid, thaw=group.thaw, freeze=group.freeze, drop_signals=int(request["drop"]), hold=bool(request["hold"]), journal=journal
-        )
-    finally:
-        journal.remove()
+    drop, hold = int(request["drop"]), bool(request["hold"])
+    return convert(pid, thaw=group.thaw, freeze=group.freeze, drop_signals=drop, hold=hold, journal=Journal(pid))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ import asyncio
 import json
 import os
 import socket
-import subprocess
-import sys
 from types import TracebackType
 from typing import Any, Self
 
+from mig import spawn
 from mig.deputy.convert import Deputy, DeputyError
 
 ANSWER = 65536
@@ -24,8 +23,7 @@ class Helper:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         with theirs:
-            command = [sys.executable, "-m", "mig.deputy.convert_main", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._process = spawn.start("mig.deputy.convert_main", str(theirs.fileno()), fds=[theirs.fileno()])
         self._sock = ours
         self._sock.setblocking(False)
 

@@ -69,6 +69,7 @@ NR_kcmp = 312
 NR_userfaultfd = 323
 NR_close_range = 436
 NR_pidfd_getfd = 438
+NR_process_madvise = 440
 
 
 class _Iovec(ctypes.Structure):
@@ -164,6 +165,12 @@ def pidfd_getfd(pid: int, fd: int) -> int:
         return _syscall("pidfd_getfd", NR_pidfd_getfd, pidfd, fd, 0)
     finally:
         os.close(pidfd)
+
+
+def process_madvise(pidfd: int, address: int, length: int, advice: int) -> int:
+    """process_madvise(2) for one range; bytes advised."""
+    v = _Iovec(address, length)
+    return _syscall("process_madvise", NR_process_madvise, pidfd, ctypes.addressof(v), 1, advice, 0)
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:

@@ -194,19 +194,22 @@ class Tracee:
 
     # -- injection --------------------------------------------------------------------------------------------------------------
 
-    def begin(self, insn: int = 0) -> None:
+    def begin(self, insn: int = 0, *, block: bool = True) -> None:
         """Remember registers and signal mask, and block all signals: an unblocked pending one would turn up between the injections.
 
+        ``block=False`` leaves that to :meth:`park`.
         ``insn``: address of a ``syscall`` instruction where the caller knows one.  Raises ``OSError`` (``ENOEXEC``) for 32-bit code.
         """
         self.saved, self.mask = self.getregs(), self.getsigmask()
         if self.saved.cs != USER_CS_64:
             raise OSError(errno.ENOEXEC, f"thread {self.tid} runs 32-bit code")
         self.insn = insn or find_syscall(self.tid)
-        self.setsigmask(ALL_SIGNALS)
+        if block:
+            self.setsigmask(ALL_SIGNALS)
 
     def park(self) -> None:
-        """Point it at ``pause``: should the tracer die now, the thread sleeps for ever instead of running on (all signals are blocked)."""
+        """Point it at ``pause`` with all signals blocked: should the tracer die now, the thread sleeps for ever instead of running on."""
+        self.setsigmask(ALL_SIGNALS)
         r = self.saved.copy()
         r.rax, r.orig_rax, r.rip = NR["pause"], NO_SYSCALL, self.insn
         self.setregs(r)
@@ -261,7 +264,12 @@ class Tracee:
             time.sleep(0.00005)
 
     def undo(self) -> None:
-        """Put back registers and mask, so that an interrupted call restarts as if nothing had been.
+        """Put back registers and mask, so that an interrupted call restarts as if nothing had been."""
+        self.leave_call()
+        self.restore()
+
+    def leave_call(self) -> None:
+        """From the end of a call to where :meth:`restore` may follow.
 
         At a syscall-exit stop the kernel would not do the restart fix-up any more (the thread would see -ERESTARTSYS).  So it is led to
         a fresh EVENT_STOP, which lies in the signal path before that fix-up, and only there gets its registers back.
@@ -272,7 +280,6 @@ class Tracee:
         self.setregs(r)
         self.cont()
         self.wait_event(PTRACE_EVENT_STOP)
-        self.restore()
 
     def restore(self) -> None:
         """Put back registers and mask of a thread that made no call since :meth:`begin`."""
@@ -296,8 +303,8 @@ def passed_on(status: int) -> int:
 
 
 def find_syscall(pid: int) -> int:
-    """The address of a ``syscall`` instruction in the vdso, or else in any other mapped code; raises ``OSError`` (``ENOEXEC``)."""
-    code = [m for m in procfs.maps(pid) if "x" in m.perms and m.path != "[vsyscall]"]
+    """The address of a ``syscall`` instruction in the vdso, or else in any other code of its own; raises ``OSError`` (``ENOEXEC``)."""
+    code = [m for m in procfs.maps(pid) if m.perms[2:4] == "xp" and m.path != "[vsyscall]"]
     fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for m in sorted(code, key=lambda m: m.path != "[vdso]"):

@@ -12,14 +12,13 @@ import errno
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mig import wire
+from mig import spawn, wire
 from mig.kernel import libc, procfs
 from mig.kernel.ptrace import Tracee, TraceeDied
 from mig.memory.ranges import Missing, join
@@ -43,16 +42,15 @@ class InjectError(OSError):
 def track(wanted: dict[int, Ranges]) -> dict[int, tuple[int, Ranges] | str]:
     """For each process an enabled userfaultfd and what is registered with it, or why it cannot be tracked.
 
-    ``wanted``: by pid, what may be tracked; an area that touches it is registered as a whole, as it is by then.  Blocking; 0.1 s, which
-    is the injector's start.  Raises :class:`InjectError`.
+    ``wanted``: by pid, what may be tracked; an area that touches it is registered as a whole, as it is by then.  Blocking: some
+    milliseconds, 0.1 s where the injector is executed.  Raises :class:`InjectError`.
     """
     ours, theirs = socket.socketpair()
     out: dict[int, tuple[int, Ranges] | str] = {}
     with ours:
         with theirs:
             # not to be ended by what ends us: a group of its own, and no PDEATHSIG
-            command = [sys.executable, "-m", "mig.memory.inject", str(theirs.fileno())]
-            p = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0)
+            p = spawn.start("mig.memory.inject", str(theirs.fileno()), fds=[theirs.fileno()], own_group=True)
         try:
             ours.settimeout(ANSWER)
             wire.send(ours, processes=[{"pid": pid, "ranges": ranges} for pid, ranges in wanted.items()])
@@ -94,13 +92,20 @@ def _stop_all(pid: int, threads: dict[int, Tracee], patience: float = PATIENCE) 
         while new := [t for t in procfs.threads(pid) if t not in threads]:
             for tid in new:
                 try:
-                    if procfs.stat(pid, tid).state not in ("Z", "X"):  # a leader may have ended by itself
+                    if not _over(pid, tid):  # a leader may have ended by itself
                         threads[tid] = Tracee(tid)
                         threads[tid].stop()
                 except (ProcessLookupError, TraceeDied):
                     threads.pop(tid, None)  # it ended
-            if all(procfs.stat(pid, t).state in ("Z", "X") for t in new):
+            if all(_over(pid, t) for t in new):
                 return
+
+
+def _over(pid: int, tid: int) -> bool:
+    try:
+        return procfs.stat(pid, tid).state in ("Z", "X")
+    except ProcessLookupError:
+        return True
 
 
 def begin(pid: int, wanted: Ranges) -> tuple[int, Ranges]:

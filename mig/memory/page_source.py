@@ -7,11 +7,9 @@ import contextlib
 import logging
 import os
 import socket
-import subprocess
-import sys
 from typing import Any
 
-from mig import wire
+from mig import spawn, wire
 from mig.errors import MigError
 from mig.tasks import Tasks
 
@@ -58,9 +56,7 @@ class PageSource:
         ours, theirs = socket.socketpair()
         with theirs:
             fds = (theirs.fileno(), self._listener.fileno())
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mig.memory.source_main", *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
-            )
+            self._process = spawn.start("mig.memory.source_main", *map(str, fds), fds=fds)
         wire.send(ours, token=self.token)  # a small message into an empty socket
         ours.setblocking(False)
         self._sock = ours

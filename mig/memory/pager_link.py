@@ -9,12 +9,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mig import wire
+from mig import spawn, wire
 from mig.errors import MigError
 from mig.kernel import libc, procfs
 from mig.tasks import Tasks
@@ -77,9 +76,7 @@ class PagerLink:
     def _spawn(self) -> None:
         self._sock, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mig.memory.pager_main", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-            )
+            self._process = spawn.start("mig.memory.pager_main", str(theirs.fileno()), fds=[theirs.fileno()])
 
     def _connected(self, answer: dict[str, Any]) -> None:
         if answer["op"] != "connected":
@@ -146,7 +143,7 @@ class PagerLink:
     async def _watch(self, lost: Callable[[str], None], changed: Callable[[], None]) -> None:
         """A pager that dies with pages missing is replaced, a guardian too; threads that need a page wait meanwhile."""
         while True:
-            await _ended(self._process.pid)
+            await spawn.ended(self._process.pid)
             held = [fd for p in self.guardians for fd in _userfaultfds(p)]  # at once: the guardians may die as well
             try:
                 await asyncio.sleep(0.02)  # its last words
@@ -208,18 +205,3 @@ def _userfaultfds(guardian: int) -> list[int]:
     except OSError:
         pass  # it has just died: what we have is all
     return held
-
-
-async def _ended(pid: int) -> None:
-    """Wait for the end of a child, which stays to be reaped."""
-    loop = asyncio.get_running_loop()
-    fd = os.pidfd_open(pid)
-    try:
-        gone = asyncio.Event()
-        loop.add_reader(fd, gone.set)
-        try:
-            await gone.wait()
-        finally:
-            loop.remove_reader(fd)
-    finally:
-        os.close(fd)

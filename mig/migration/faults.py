@@ -41,6 +41,14 @@ enabled = False
 """Set once at start from the configuration."""
 
 
+def _forget() -> None:
+    global enabled
+    enabled = False
+
+
+os.register_at_fork(after_in_child=_forget)  # a helper sets it anew, if it has points
+
+
 async def reach(point: Fault) -> None:
     """Pass a fault point: returns at once unless it is switched on."""
     if _met(point):

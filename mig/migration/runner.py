@@ -182,10 +182,10 @@ class Runner:
             await reach(_AFTER[step])
 
 
-def as_error(result: Result, what: str, where: str) -> MigError:
+def as_error(result: Result, what: str, where: str, *, left: str = "running") -> MigError:
     """The error of a move that was rolled back: the refusal itself if it was one, else a :class:`MoveFailed` naming the state left."""
     if isinstance(result.cause, MigError) and result.cause.exit_code in (2, 3, 6):
         return result.cause
     reasons = list(result.cause.reasons) if isinstance(result.cause, MigError) else []
     hint = result.cause.hint if isinstance(result.cause, MigError) else ""
-    return MoveFailed(f"{what}: {result.error}; still running on {where}", reasons=reasons, hint=hint)
+    return MoveFailed(f"{what}: {result.error}; still {left} on {where}", reasons=reasons, hint=hint)

@@ -41,7 +41,7 @@ def _root() -> Path:
 def sweep() -> list[str]:
     """Remove all of it; returns what was removed.  Blocking, milliseconds as a rule."""
     removed = []
-    for base in workdir.CANDIDATES:
+    for base in (*workdir.CANDIDATES, workdir.DISK):
         for d in sorted(base.iterdir()) if base.is_dir() else ():
             if (maker := workdir.owner(d)) is not None and not pidfd.still(maker):
                 _drop(d)

@@ -46,10 +46,9 @@ class _Relay:
 
     process: subprocess.Popen[bytes]
     control: socket.socket
-    owner: int
 
     def alive(self) -> bool:
-        return self.owner == os.getpid() and self.process.poll() is None
+        return self.process.poll() is None
 
 
 _relay: _Relay | None = None
@@ -75,7 +74,7 @@ def stop() -> None:
     """Let the relay go: it ends with the last of its connections, and at once when there are none."""
     global _relay
     with _lock:
-        if _relay is not None and _relay.owner == os.getpid():
+        if _relay is not None:
             _relay.control.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 _relay.process.wait(0.2)
@@ -84,7 +83,19 @@ def stop() -> None:
 
 def pid() -> int:
     """The relay's pid, 0 when there is none."""
-    return _relay.process.pid if _relay is not None and _relay.owner == os.getpid() else 0
+    return _relay.process.pid if _relay is not None else 0
+
+
+def _forget() -> None:
+    """In a forked child: the relay is the parent's; the number of our copy of its socket may mean another descriptor by now."""
+    global _relay, _lock
+    _lock = threading.Lock()
+    if _relay is not None:
+        _relay.control.detach()
+        _relay = None
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _running() -> _Relay:
@@ -96,7 +107,7 @@ def _running() -> _Relay:
         with theirs:
             argv = [str(paths.libexec() / "relay"), "--serve", str(store.pem()), "--control", str(theirs.fileno())]
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd="/")
-        _relay = _Relay(process, ours, os.getpid())
+        _relay = _Relay(process, ours)
     return _relay
 
 

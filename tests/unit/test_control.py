@@ -208,6 +208,8 @@ class FakeAgent:
                     if m["op"] == "watch":
                         await wire.asend(s, op="state", state=dataclasses.asdict(self.row))
                         await wire.asend(s, op="event", event={"t": 1.0, "kind": "start", "pid": self.row.pid})
+                    elif m["op"] == "shelve":
+                        await wire.asend(s, op="costs", total_ms=2500.0, pause_ms=500.0, bytes=1000, rss=4096, cpu_ms=1500)
                     elif m["op"] == "move":
                         await wire.asend(s, op="progress", id=m["id"], step="ask", text="asking")
                         await wire.asend(s, op="moved", id=m["id"], ok=True, result={"pid": self.row.pid})
@@ -265,6 +267,37 @@ def test_agents_are_found_ordered_and_missed(run_dir: Path) -> None:
         assert {e["pid"] for e in events} == {100, 200}
         await keeper.die()
         await until(lambda: not guests.rows())
+
+    asyncio.run(main())
+
+
+def test_a_host_learns_what_moves_cost_whoever_ordered_them(run_dir: Path) -> None:
+    """The keeper tells it."""
+    from omdiscd.moves import Mover
+    from omdiscd.targets import Targets
+
+    from mig.config import Config
+
+    async def main() -> None:
+        me = NodeInfo(1, "n1", "127.0.0.1")
+        guests = Guests(lambda: me, lambda e: None, lambda: None)
+        targets = Targets(Config(), lambda: [me], lambda: me)
+        guests.on_costs = Mover(None, guests, None, targets).learn  # type: ignore[arg-type]  # learning needs neither
+        keeper = FakeAgent(paths.KEEPERS / "2-200-1.sock", row(200, "keeper", home="n2", where="n1", host_pid=777))
+        guests.look()
+        await until(lambda: guests.keeper(777) is not None)
+        before, link = targets.knobs, guests.keeper(777)
+        assert link is not None
+        await link.order(op="shelve")
+        await until(lambda: targets.measured.moves == 1)
+        now = targets.knobs
+        assert now.freeze_s == pytest.approx(0.75 * before.freeze_s + 0.25 * 0.5)
+        assert now.setup_s == pytest.approx(0.75 * before.setup_s + 0.25 * 2.0)
+        assert now.move_cpu_s == pytest.approx(0.75 * before.move_cpu_s + 0.25 * 1.5)
+        guests.on_costs({"total_ms": "nonsense"})
+        assert targets.measured.moves == 1
+        await keeper.die()
+        await until(lambda: not guests.links)
 
     asyncio.run(main())
 

@@ -126,7 +126,9 @@ class _ProgressLine:
 def told(r: dict[str, Any]) -> str:
     """A finished move in a sentence."""
     parts = [f"{r.get('pid')} moved from {r.get('from')} to {r.get('to')}"]
-    if r.get("from") == r.get("to"):
+    if r.get("was") == "stored":
+        parts = [f"{r.get('pid')} runs again, on {r.get('to')}; it was stored on {r.get('from')}"]
+    elif r.get("from") == r.get("to"):
         parts = [f"{r.get('pid')} stays on {r.get('to')}"]
     if r.get("pause_ms") is not None:
         parts.append(f"paused {output.milliseconds(float(r['pause_ms']))}")

@@ -123,7 +123,8 @@ def _follow(op: str, words: Callable[[dict[str, Any]], str], left_behind: str, *
 
 def _expel(a: argparse.Namespace) -> int:
     def words(i: dict[str, Any]) -> str:
-        where = f"went to {i['to']}" if i["outcome"] == "arrived" else f"stands frozen: {'; '.join(i['reasons'])}"
+        gone = {"arrived": f"went to {i.get('to')}", "stored": f"is stored on {i.get('to')}, whose memory is short"}
+        where = gone.get(i["outcome"]) or f"stands frozen: {'; '.join(i['reasons'])}"
         return f"{i['pid']} ({i['comm']}) of {i['home']} {where}"
 
     where, there = (a.node, f" {a.node}") if a.node else ("the node", "")

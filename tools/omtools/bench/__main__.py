@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mig.errors import MigError, NotPermitted
-from omtools.bench import lab, machine, memory, peers, starts, table, target
+from omtools.bench import lab, machine, memory, peers, spread, starts, table, target
 from omtools.bench.samples import PEERS, RUNC, Sample, rows
 from omtools.moslab import lab as labs
 
@@ -126,6 +126,16 @@ def measure_memory(quick: bool, failures: list[str]) -> tuple[list[memory.Link],
             return links, []
 
 
+def measure_spread(quick: bool, failures: list[str]) -> list[spread.Spread]:
+    """Ten loops that start on one of three nodes."""
+    _say("ten loops are spread over three nodes")
+    try:
+        return [spread.measure(quick=quick) for _ in range(1 if quick else 3)]
+    except MigError as e:
+        failures.append("; ".join(e.lines()))
+        return []
+
+
 def _tracked(found: list[float]) -> str:
     if not found:
         return ""
@@ -133,8 +143,9 @@ def _tracked(found: list[float]) -> str:
 
 
 def _report(
-    result: dict[str, Any], samples: list[Sample], times: dict[str, list[float]], links: list[memory.Link], tracked: list[float]
-) -> str:
+    result: dict[str, Any], samples: list[Sample], times: dict[str, list[float]], links: list[memory.Link], tracked: list[float],
+    spreads: list[spread.Spread],
+) -> str:  # fmt: skip
     m = result["machine"]
     head = f"{m['date']}, {m['processor']}, {m['memory']}, kernel {m['kernel']}, CRIU {m['criu']}, runc {m['runc'] or '-'}"
     parts = [f"{head}\nload {result['load_before']} before, {result['load_after']} after; medians, milliseconds"]
@@ -144,6 +155,12 @@ def _report(
     if times:
         body = [[what, table.ms(statistics.median(t)), f"{table.ms(min(t))}-{table.ms(max(t))}", str(len(t))] for what, t in times.items()]
         parts.append(table.table(["start", "time", "from-to", "runs"], body))
+    if spreads:
+        body = [
+            [f"run {i + 1}", spread.seconds(s.spread), f"{s.total:.1f}", f"{s.total / s.ideal:.2f}", str(s.moves)]
+            for i, s in enumerate(spreads)
+        ]
+        parts.append(table.table(["ten loops, three nodes", "spread after s", "ended after s", "to the ideal", "moves"], body))
     return "\n\n".join(p for p in parts if p)
 
 
@@ -159,13 +176,14 @@ def run(quick: bool, out: Path) -> int:
     links, tracked = measure_memory(quick, failures)
     _say("starts")
     times = measure_starts(quick)
+    spreads = measure_spread(quick, failures)
     result |= {"load_after": machine.load(), "seconds": round(time.monotonic() - began, 1), "failures": failures, "starts": times}
     result["rows"] = [dataclasses.asdict(r) for r in rows(samples)]
-    result |= {"links": [dataclasses.asdict(x) for x in links], "tracked": tracked}
+    result |= {"links": [dataclasses.asdict(x) for x in links], "tracked": tracked, "spread": [dataclasses.asdict(x) for x in spreads]}
     result["samples"] = [dataclasses.asdict(s) for s in samples]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    print(_report(result, samples, times, links, tracked))
+    print(_report(result, samples, times, links, tracked, spreads))
     print(f"\n{result['seconds']:.0f} s; all samples: {out}")
     if failures:
         raise MigError(f"{len(failures)} measurement(s) failed", reasons=failures)

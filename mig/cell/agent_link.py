@@ -1,0 +1,69 @@
+"""A keeper's connection to the home agent of its guest: messages, and questions with their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+from mig import wire
+from mig.model import NodeInfo
+from mig.trust import links
+
+log = logging.getLogger(__name__)
+
+ANSWER = 10.0
+"""Seconds for an answer."""
+
+
+async def connect(home: NodeInfo, request: dict[str, Any], **hello: Any) -> socket.socket:
+    """A connection to the agent that ``request`` (a prepare message) names; ``hello``: what it is for."""
+    s = await links.connect(home.id, str(request["agent"][0]), int(request["agent"][1]))
+    await wire.asend(s, token=request["token"], epoch=int(request["epoch"]), **hello)
+    return s
+
+
+class AgentLink:
+    """Sending is safe from several tasks; one of them reads."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._lock = asyncio.Lock()
+        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+
+    async def tell(self, op: str, **m: Any) -> None:
+        """Send one message; a lost agent is noticed by whoever reads from it."""
+        try:
+            async with self._lock:
+                await wire.asend(self.sock, op=op, **m)
+        except OSError as e:
+            log.warning("the home agent does not hear %s: %s", op, e)
+
+    async def ask(self, op: str, answer: str, **m: Any) -> dict[str, Any]:
+        """Send a question, wait for the message named ``answer``; while :meth:`receive` is called by another task."""
+        f: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[answer] = f
+        await self.tell(op, **m)
+        try:
+            return await asyncio.wait_for(f, ANSWER)
+        finally:
+            self._answers.pop(answer, None)
+
+    async def talk(self, op: str, **m: Any) -> dict[str, Any]:
+        """The same while nobody reads: the next message is the answer."""
+        await wire.asend(self.sock, op=op, **m)
+        return await asyncio.wait_for(wire.arecv(self.sock), ANSWER)
+
+    async def receive(self) -> dict[str, Any]:
+        """The next message that is no answer; raises ``EOFError`` or ``OSError`` when the agent is gone."""
+        while True:
+            m = await wire.arecv(self.sock)
+            f = self._answers.get(str(m.get("op")))
+            if f is None or f.done():
+                return m
+            f.set_result(m)
+
+    def close(self) -> None:
+        """End the connection; idempotent."""
+        self.sock.close()
