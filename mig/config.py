@@ -59,7 +59,8 @@ class Config:
     # second is a tenth of what a move takes to pay off, and the balancer asks its targets for their live state anyway.
     gossip_s: float = 1.0
     # Datagrams in each interval, each to one random node with the freshest entries, when not all entries fit into one (about 90 nodes);
-    # below that, three.  More: fresher; cost: 1.2 KB/s each.  10 keeps 95 % of 1,000 entries younger than 5 s.
+    # below that, one, or three while there is something else to tell.  More: fresher; cost: 1.2 KB/s each.  10 keeps 95 % of 1,000
+    # entries younger than 5 s.
     fanout: int = 10
     # A node that answers neither us nor those whom we ask to try is suspect: nothing is sent there.  When at least two others say so too,
     # or nobody else is there to say so, it is dead after this long without a sign of life.  A node whose kernel still takes a TCP

@@ -1,13 +1,30 @@
-"""Background tasks of one owner: none is lost to the garbage collector, none fails unheard, all end with their owner."""
+"""Background tasks of one owner: none is lost to the garbage collector, none fails unheard, all end with their owner; and the beat in
+which regular work is done."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+_PHASE = random.random()
+"""Of a second: several daemons on one machine, as in the lab, do not all wake at once."""
+
+
+def until_beat(now: float, interval: float) -> float:
+    """Seconds from ``now`` to the next multiple of ``interval`` that is not just ahead."""
+    rest = interval - now % interval
+    return rest if rest > interval / 8 else rest + interval
+
+
+async def beat(interval: float) -> None:
+    """Sleep for about ``interval``, until one of its multiples: parts that look equally often, or half as often, look in one awakening of
+    the process.  At rest, awakenings are most of what a daemon costs."""
+    await asyncio.sleep(until_beat(asyncio.get_running_loop().time() + _PHASE, interval))
 
 
 class Tasks:

@@ -20,10 +20,11 @@ from mig.deputy import orphan
 from mig.errors import MigError
 from mig.kernel import pidfd
 from mig.kernel.cgroup import leave_unit
-from mig.migration.sweep import sweep
+from mig.migration.sweep import litter, sweep
 from mig.model import GuestState, NodeInfo
 from mig.pool.pool import Changed, Pool
 from mig.pool.timing import Timing
+from mig.tasks import beat
 from mig.trust import keys, links, store
 from omdiscd import addresses, by_hand, node_id, ops, resources
 from omdiscd.balancer import Balancer
@@ -199,14 +200,15 @@ class Daemon:
 
     async def _recover(self) -> None:
         while True:
-            await asyncio.sleep(_RECOVERY_S)
+            await beat(_RECOVERY_S)
             self.recovery.look()
-            await asyncio.to_thread(sweep)
+            if litter():
+                await asyncio.to_thread(sweep)
 
     async def _keep_learning(self) -> None:
         while True:
             self._learn()
-            await asyncio.sleep(1)
+            await beat(1)
 
     def _learn(self) -> None:
         """Whose certificate is whose, from gossip, for all processes of this node."""

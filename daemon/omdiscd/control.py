@@ -20,7 +20,9 @@ import zmq.asyncio
 
 from mig import wire
 from mig.errors import BadInput, MigError
+from mig.tasks import Tasks
 from mig.trust.strangers import Strangers
+from omdiscd.silent import Watch
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class Control:
         self._context: zmq.asyncio.Context | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._strangers = Strangers()
+        self._watch: Watch | None = None
+        self._tasks = Tasks()
         self._running: dict[bytes, set[asyncio.Task[None]]] = {}
 
     def start(self) -> None:
@@ -78,13 +82,15 @@ class Control:
         s.setsockopt(zmq.LINGER, 500)
         s.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST)
         s.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to a client that is gone raises: its streams end then
+        self._watch = Watch(s, self.path, self._strangers)
         s.bind(f"ipc://{self.path}")
         os.chmod(self.path, 0o666)  # whom a request may touch is judged by the caller's user id
         self._socket = s
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        assert self._socket is not None
+        assert self._socket is not None and self._watch is not None
+        self._tasks.spawn(self._watch.run())
         while True:
             frames = await self._socket.recv_multipart(copy=False)
             identity, body = frames[0].bytes, frames[-1]
@@ -93,6 +99,7 @@ class Control:
             except (zmq.ZMQError, ValueError) as e:
                 log.error("a request without credentials was dropped: %s", e)
                 continue
+            self._watch.silent.asked(caller.pid, asyncio.get_running_loop().time())
             tasks = self._running.setdefault(identity, set())
             if len(tasks) >= _PER_CLIENT:
                 log.warning("process %d has %d requests under way: one more was dropped", caller.pid, len(tasks))
@@ -106,6 +113,9 @@ class Control:
         for tasks in self._running.values():
             for t in tasks:
                 t.cancel()
+        self._tasks.cancel()
+        if self._watch is not None:
+            self._watch.close()
         if self._socket is not None:
             self._socket.close()
         if self._context is not None:

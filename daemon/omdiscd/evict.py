@@ -105,8 +105,8 @@ class Evictor:
         try:
             while True:
                 self._look()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), LOOK)
+                with contextlib.suppress(TimeoutError):  # whoever comes, or wants somebody gone, wakes us
+                    await asyncio.wait_for(self._wake.wait(), LOOK if self.here() else None)
                 self._wake.clear()
         finally:
             self._tasks.cancel()

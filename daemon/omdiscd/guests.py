@@ -16,6 +16,7 @@ from typing import Any
 
 from mig import paths, wire
 from mig.model import GuestState, NodeInfo
+from mig.tasks import beat
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Guests:
         """Look for new sockets until cancelled."""
         while True:
             self.look()
-            await asyncio.sleep(SCAN)
+            await beat(SCAN)
 
     def look(self) -> None:
         """Connect to every socket that is not connected yet."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from mig.config import Config
+from mig.tasks import beat
 from omdiscd import addresses, node_id
 from omdiscd.discovery import Discovery
 
@@ -39,7 +40,7 @@ class NetWatch:
             await asyncio.Event().wait()  # loopback neither changes nor goes
         self._second_card(me.addr)
         while True:
-            await asyncio.sleep(self.config.hello_s)
+            await beat(self.config.hello_s)
             self.look()
 
     def look(self) -> None:

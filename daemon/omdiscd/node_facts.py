@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mig.criu import features
 from mig.model import NodeInfo
+from mig.tasks import beat
 from omdiscd.resources import own_cgroup
 
 _ASK = "from mig.criu import features; from omdiscd import node_facts; print(node_facts.criu_features(features.probe()))"
@@ -33,7 +34,7 @@ class Facts:
         self.info.criu = await _ask_criu()
         while True:
             self.look()
-            await asyncio.sleep(_PRESSURE_S)
+            await beat(_PRESSURE_S)
 
     def look(self) -> None:
         """Swap and pressure, now."""

@@ -15,6 +15,7 @@ from mig.adaptive.rules import Rejoin, Rules
 from mig.adaptive.sessions import Session
 from mig.config import Config
 from mig.model import NodeInfo
+from mig.tasks import beat
 from omdiscd.bell import Bell
 from omdiscd.doors import Doors
 from omdiscd.events import Events
@@ -68,7 +69,7 @@ class Owner:
         hints = asyncio.ensure_future(self.presence.watch_hints(self._hints_matter))
         try:
             while True:
-                await asyncio.sleep(LOOK)
+                await beat(LOOK)
                 self.look()
         finally:
             hints.cancel()

@@ -15,6 +15,7 @@ from mig import paths
 from mig.adaptive import sessions as parse
 from mig.adaptive.sessions import Session
 from mig.kernel import procfs
+from mig.tasks import beat
 from omdiscd.procscan import ProcessTable
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Presence:
     async def watch_hints(self, wanted: Callable[[], bool]) -> None:
         """Ask logind for the idle hints of graphical sessions, which have no terminal that would tell."""
         while True:
-            await asyncio.sleep(RECONCILE)
+            await beat(RECONCILE)
             if not wanted():
                 continue
             for s in self._others[1]:

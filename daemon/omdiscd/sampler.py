@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import time
@@ -12,6 +11,7 @@ from mig.config import Config
 from mig.economy.load import TwoLoads
 from mig.economy.price import NodeView
 from mig.model import NodeInfo
+from mig.tasks import beat
 from omdiscd import resources
 from omdiscd.procscan import ProcessTable
 
@@ -37,7 +37,7 @@ class Sampler:
     async def run(self) -> None:
         """Sample until cancelled."""
         while True:
-            await asyncio.sleep(self.config.sample_s)
+            await beat(self.config.sample_s)
             self.sample()
 
     def sample(self) -> None:

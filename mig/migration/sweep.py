@@ -6,7 +6,10 @@ this module's business: see :mod:`mig.agent.recover`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +23,21 @@ from mig.model import ProcessId
 log = logging.getLogger(__name__)
 
 
+def litter() -> bool:
+    """Whether there is anything to look at.  As a rule there is not, and a thread for :func:`sweep` would cost more than this look."""
+    for place in (*workdir.CANDIDATES, paths.JOURNAL):
+        with contextlib.suppress(FileNotFoundError):
+            if os.listdir(place):
+                return True
+    return any(n.startswith(holding.PREFIX) for n in os.listdir(_root()))
+
+
+@functools.cache
+def _root() -> Path:
+    """The cgroup file system, which does not move while we run."""
+    return cgroup.root()
+
+
 def sweep() -> list[str]:
     """Remove all of it; returns what was removed.  Blocking, milliseconds as a rule."""
     removed = []
@@ -28,7 +46,7 @@ def sweep() -> list[str]:
             if (maker := workdir.owner(d)) is not None and not pidfd.still(maker):
                 _drop(d)
                 removed.append(d.name)
-    for group in sorted(cgroup.root().glob(f"{holding.PREFIX}*")):
+    for group in sorted(_root().glob(f"{holding.PREFIX}*")):
         if (owner := holding.owner(group.name)) is not None and not pidfd.still(owner):
             log.warning("members of a tree that has left outlived their agent %d: they are ended", owner.pid)
             holding.end_group(Cgroup(group))

@@ -51,6 +51,7 @@ class Loads:
         strangers: list[int] = []
         for age, items in groups:
             when = tenths - age
+            fresh: list[Sample] = []
             for s in items:
                 i = s[0]
                 if i < known:
@@ -66,19 +67,25 @@ class Loads:
                         continue
                     samples[i] = s
                     made[i] = when
-                    news.append(s)
-                    try:
-                        self._buckets[when].append(s)
-                    except KeyError:
-                        self._buckets[when] = [s]
+                    fresh.append(s)
                 elif i != self.me:
                     strangers.append(i)
+            if fresh:
+                news += fresh
+                if when in self._buckets:
+                    self._buckets[when] += fresh
+                else:
+                    self._buckets[when] = fresh
         return news, strangers
 
     def freshest(self, room: int, tenths: int) -> list[Group]:
         """At most ``room`` samples in groups, the youngest first, our own among them."""
+        if room <= 0:
+            return []
         out = [self.own(tenths)]
         room -= 1
+        if not room:
+            return out
         samples, states = self.table.samples, self.table.states
         for when in sorted(self._buckets, reverse=True):
             if not tenths - OLDEST < when <= tenths + 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 
 from mig.model import NodeInfo
 from mig.pool import wire
@@ -21,7 +22,7 @@ from mig.pool.table import Table
 from mig.pool.timing import Timing
 from mig.pool.wanted import Wanted
 
-_RECORD = tuple(name for name, _ in wire.RECORD if name not in ("incarnation", "state"))
+_RECORD = operator.attrgetter(*(name for name, _ in wire.RECORD if name not in ("incarnation", "state")))
 
 
 class Members:
@@ -52,7 +53,7 @@ class Members:
 
     def look_at(self, me: NodeInfo) -> None:
         """Our own entry as it is now: a changed record is a new incarnation."""
-        words = (*(getattr(me, f) for f in _RECORD), me.state == "left")
+        words = (_RECORD(me), me.state == "left")
         if words == self._words:
             return
         if self._words:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mig.model import NodeInfo
 from mig.pool.message import Message
@@ -11,16 +12,14 @@ GROUP = ("", 0)
 """Destination of a message to the multicast group."""
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(NamedTuple):
     """A message to send: to one address, or to :data:`GROUP`."""
 
     to: tuple[str, int]
     message: Message
 
 
-@dataclass(frozen=True)
-class Changed:
+class Changed(NamedTuple):
     """A node's state or boot changed.  ``before`` is "" for a node that was unknown."""
 
     node: NodeInfo
@@ -28,8 +27,7 @@ class Changed:
     rebooted: bool = False
 
 
-@dataclass(frozen=True)
-class Knock:
+class Knock(NamedTuple):
     """Try whether the kernel of this node takes a TCP connection, and tell :meth:`mig.pool.pool.Pool.knocked`."""
 
     node: int

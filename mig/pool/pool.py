@@ -24,8 +24,8 @@ __all__ = ["GROUP", "Changed", "Knock", "Outcome", "Pool", "Send", "Timing"]
 
 _ANSWERS = 8
 """Nodes that answer a hello to the group, on average: all of a large pool would be a storm."""
-_HELLOS = 16
-"""Hellos to the group of all nodes together in ``hello_s``."""
+_HELLOS = 4
+"""Hellos to the group of all nodes together in ``hello_s``: everybody hears each of them."""
 _PASS_ON = 3
 """Random nodes to which urgent news are passed on: e^-3 of all do not hear them so, and soon after otherwise."""
 _WANTED = 32
@@ -90,6 +90,7 @@ class Pool:
             self._probe_due = now + self.timing.probe_s
             if probe := self.probes.start(now):
                 self._to(*probe, out)
+                self._with_loads(now, probe[1])
         self._look_at_probes(now, out)
         if now - self._heard > self.timing.suspect_s and self.timing.evidence:
             self._heard = now
@@ -140,6 +141,8 @@ class Pool:
             self._at_once(now, news, fresh, out, but=m.sender)
         self._answer(now, source, m, out, group=group)
         self._tell_and_ask(now, source, m, strangers, out)
+        if news or m.records:
+            self._hurry(now)
         if self.members.refuting:
             self._refute(now, source, out)
         return out
@@ -175,9 +178,7 @@ class Pool:
             out.sends.append(Send(a, Message(HELLO, records=[self.members.own_record()], loads=[self.loads.own(int(now * 10))])))
 
     def _gossip(self, now: float, out: Outcome) -> None:
-        few = wire.all_fit(self.table.size())
-        interval = self.timing.gossip_s / (self.timing.small_fanout if few else self.timing.fanout)
-        self._gossip_due = now + interval * (0.9 + self.rng.random() / 5)
+        self._gossip_due = now + self._interval() * (0.9 + self.rng.random() / 5)
         up = self.table.up()
         if up:
             node = self.rng.choice(up)
@@ -185,6 +186,22 @@ class Pool:
             self._fill(m, now)
             if m.loads or m.rumors:
                 self._send(node, m, out)
+
+    def _interval(self) -> float:
+        """Seconds between two datagrams with news."""
+        if not wire.all_fit(self.table.size()):
+            return self.timing.gossip_s / self.timing.fanout
+        at_rest = self._probes_tell() and not self.members.rumors
+        return self.timing.gossip_s / (1 if at_rest else self.timing.small_fanout)
+
+    def _probes_tell(self) -> bool:
+        """Where all loads fit into one datagram, probes and their answers carry them too: half as many datagrams, each way."""
+        return self.timing.loads and wire.all_fit(self.table.size())
+
+    def _hurry(self, now: float) -> None:
+        """There may be a rumour to tell."""
+        if self._probes_tell():
+            self._gossip_due = min(self._gossip_due, now + self._interval())
 
     def _look_at_probes(self, now: float, out: Outcome) -> None:
         if now < self.probes.due():
@@ -197,6 +214,7 @@ class Pool:
                 out.knocks.append(Knock(node, self.table.address(node)))
         for node in silent:
             self.members.suspect(now, node, out)
+            self._hurry(now)
 
     def _repair(self, out: Outcome) -> None:
         up = self.table.up()
@@ -211,6 +229,7 @@ class Pool:
         if m.kind == PING:
             reply = Message(ACK, number=m.number)
             reply.rumors = self.members.rumors.take(wire.rumors_that_fit(reply), self._limit())
+            self._with_loads(now, reply)
             out.sends.append(Send(source, reply))
         elif m.kind in (ACK, NACK):
             if passed := self.probes.answered(m):
@@ -275,8 +294,8 @@ class Pool:
     def _refute(self, now: float, source: tuple[str, int], out: Outcome) -> None:
         self.members.refuting = False
         up = self.table.up()
-        to = {self.table.address(i) for i in self.rng.sample(up, min(len(up), 2 * _PASS_ON))} | {source}
-        for a in to:
+        to = [self.table.address(i) for i in self.rng.sample(up, min(len(up), 2 * _PASS_ON))]
+        for a in dict.fromkeys([*to, source]):  # no set: its order would be chance of our own
             m = Message(NEWS, urgent=True, rumors=[self.members.own()], records=[self.members.own_record()])
             m.loads = [self.loads.own(int(now * 10))]
             out.sends.append(Send(a, m))
@@ -301,6 +320,10 @@ class Pool:
         if any(r.id == self.me.id for r in m.rumors) and not own_record and self.members.young():
             m.records.append(self.members.own_record())
         if self.timing.loads:
+            m.loads = self.loads.freshest(wire.loads_that_fit(m), int(now * 10))
+
+    def _with_loads(self, now: float, m: Message) -> None:
+        if self._probes_tell():
             m.loads = self.loads.freshest(wire.loads_that_fit(m), int(now * 10))
 
     def _limit(self) -> int:

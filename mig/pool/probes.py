@@ -50,6 +50,8 @@ class Probes:
 
     def due(self) -> float:
         """When something of ours ends; infinity when nothing is under way."""
+        if not self._probes and not self._relays:
+            return math.inf
         ends = [p.end if p.asked else p.patience for p in self._probes.values()]
         return min(ends + [r.end for r in self._relays.values()], default=math.inf)
 

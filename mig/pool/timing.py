@@ -15,12 +15,13 @@ class Timing:
     """One pool's intervals; they need not be equal on all nodes."""
 
     # Steady interval of hellos to the group and to seeds that are not alive.  The group's is stretched in large pools, so that all nodes
-    # together send about 16 in this time.
+    # together send about 4 in this time.
     hello_s: float = 5.0
     # Interval at which a node tells its load, and in which it sends `fanout` datagrams, evenly spread: an entry then makes several hops
     # in one interval.  Shorter: fresher loads, bytes grow with 1/interval.
     gossip_s: float = 1.0
-    # Datagrams in each interval, each to one random node.  While the whole vector fits into one (about 90 nodes), three are enough.
+    # Datagrams in each interval, each to one random node.  While the whole vector fits into one (about 90 nodes), one is enough, since a
+    # probe and its answer carry it too; three as long as there is a rumour to tell.
     fanout: int = 10
     small_fanout: int = 3
     # Interval of probes and the patience for an answer (times Lifeguard's awareness, 1 to 9).  As memberlist: a LAN answers in 1 ms, but a

@@ -272,3 +272,24 @@ def test_a_client_of_the_control_socket_that_misbehaves(n1: Node, talk: str) -> 
     assert daemon.memory_info().rss - before < 8 << 20
     for s in clients:
         s.close()
+
+
+HALF = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48) + b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+
+
+@pytest.mark.parametrize("said", [b"", HALF, b"GET / HTTP/1.0\r\n\r\n"])
+def test_a_client_that_leaves_the_control_socket_without_a_request_is_named_once(n1: Node, said: bytes) -> None:
+    code = """
+import socket, sys, time
+for _ in range(5):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(sys.argv[1])
+        s.sendall(bytes.fromhex(sys.argv[2]))
+        time.sleep(0.2)  # so that its connection is looked at while it is there
+"""
+    with subprocess.Popen([sys.executable, "-c", code, n1.run / "mig" / "control.sock", said.hex()]) as client:
+        assert client.wait(30) == 0
+    line = f"process {client.pid} of user {os.getuid()}: it left the control socket, or was sent away, without a request"
+    until(lambda: line in n1.log.read_text())
+    time.sleep(0.5)
+    assert n1.log.read_text().count(line) == 1

@@ -32,10 +32,10 @@ class Figures:
 
 
 class Watch:
-    """Notes who learnt what and when."""
+    """Notes who was declared dead and lived, and with ``times`` who learnt what and when."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, *, times: bool = False) -> None:
+        self.world, self._note_times = world, times
         self.times: dict[tuple[int, str], dict[int, float]] = {}
         self.false: set[tuple[int, int]] = set()
         self.excused: Callable[[int, int], bool] = lambda viewer, node: False
@@ -43,7 +43,8 @@ class Watch:
 
     def note(self, viewer: int, c: Changed) -> None:
         """One change at one node."""
-        self.times.setdefault((c.node.id, c.node.state), {})[viewer] = self.world.now
+        if self._note_times:
+            self.times.setdefault((c.node.id, c.node.state), {})[viewer] = self.world.now
         if c.node.state == "dead" and c.node.id not in self.world.dead and not self.excused(viewer, c.node.id):
             self.false.add((viewer, c.node.id))
 
@@ -58,7 +59,7 @@ def calm(f: Figures, timing: Timing, seed: int, *, seconds: float, deaths: int) 
     """Ages and bytes at rest; then one after another a join by one seed, leaves and deaths."""
     w = World(f.nodes, timing, seed)
     w.acquaint()
-    watch = Watch(w)
+    watch = Watch(w, times=True)
     w.run(_SETTLE)
     before = dict(w.sent)
     for _ in range(5):
