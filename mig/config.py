@@ -158,7 +158,7 @@ class Config:
     setup_s: float = 0.5
     # CPU seconds that the helpers take for a move, at both ends together.  They hold up everything else there.  More: fewer moves away from
     # and to busy nodes; cost: imbalance is left there.
-    move_cpu_s: float = 1.0
+    move_cpu_s: float = 0.3
     # What a move costs beside: the freeze, and the share of a CPU that a running transfer takes at either end.  More: fewer moves; cost:
     # imbalance that would have paid is left.  First guesses as well.
     freeze_s: float = 0.1

@@ -28,7 +28,7 @@ class Knobs:
     epsilon_placed: float = 1.0
     freeze_s: float = 0.1
     setup_s: float = 0.5
-    move_cpu_s: float = 1.0
+    move_cpu_s: float = 0.3
     transfer_cpu: float = 0.1
     bandwidth: float = 125e6
     mem_reserve: int = 0

@@ -88,17 +88,20 @@ def _patience(seconds: float) -> Iterator[None]:
 
 def _stop_all(pid: int, threads: dict[int, Tracee], patience: float = PATIENCE) -> None:
     """Bring every thread to a stop, those born meanwhile too.  Raises ``TimeoutError``, ``OSError``."""
+    over: set[int] = set()
     with _patience(patience):
-        while new := [t for t in procfs.threads(pid) if t not in threads]:
+        # until a list shows nobody new: who ended since the list before may have started another at its end
+        while new := [t for t in procfs.threads(pid) if t not in threads and t not in over]:
             for tid in new:
                 try:
-                    if not _over(pid, tid):  # a leader may have ended by itself
-                        threads[tid] = Tracee(tid)
-                        threads[tid].stop()
+                    if _over(pid, tid):  # a leader may have ended by itself
+                        over.add(tid)
+                        continue
+                    threads[tid] = Tracee(tid)
+                    threads[tid].stop()
                 except (ProcessLookupError, TraceeDied):
                     threads.pop(tid, None)  # it ended
-            if all(_over(pid, t) for t in new):
-                return
+                    over.add(tid)
 
 
 def _over(pid: int, tid: int) -> bool:
