@@ -23,9 +23,13 @@ from mig.model import ProcessId
 log = logging.getLogger(__name__)
 
 
+_IMAGES = (*workdir.CANDIDATES, workdir.DISK)
+"""Where directories of images are."""
+
+
 def litter() -> bool:
     """Whether there is anything to look at.  As a rule there is not, and a thread for :func:`sweep` would cost more than this look."""
-    for place in (*workdir.CANDIDATES, paths.JOURNAL):
+    for place in (*_IMAGES, paths.JOURNAL):
         with contextlib.suppress(FileNotFoundError):
             if os.listdir(place):
                 return True
@@ -41,7 +45,7 @@ def _root() -> Path:
 def sweep() -> list[str]:
     """Remove all of it; returns what was removed.  Blocking, milliseconds as a rule."""
     removed = []
-    for base in (*workdir.CANDIDATES, workdir.DISK):
+    for base in _IMAGES:
         for d in sorted(base.iterdir()) if base.is_dir() else ():
             if (maker := workdir.owner(d)) is not None and not pidfd.still(maker):
                 _drop(d)
