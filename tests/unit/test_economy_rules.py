@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,18 +233,19 @@ def test_costs_are_learnt_from_moves_and_bounded() -> None:
 
 def test_what_the_helpers_of_a_move_take_from_others_counts() -> None:
     """Between two crowded nodes the difference is small and the helpers hold up many: the young stay, the old go."""
+    k = replace(K, move_cpu_s=1.0)
     here, there = node(1, 10), node(2, 5)
-    v = judge(here, there, proc(cpu_s=0.5), K, 2)
+    v = judge(here, there, proc(cpu_s=0.5), k, 2)
     assert v.why_not == "helpers" and v.held_up == pytest.approx(0.5 * (10 + 6))
     assert "hold up" in words.reason(proc(cpu_s=0.5), there, v) and words.verdict(v).startswith("holds up")
-    assert judge(here, there, proc(cpu_s=10.0), K, 2).pays
-    m = Measured(K)
+    assert judge(here, there, proc(cpu_s=10.0), k, 2).pays
+    m = Measured(k)
     for _ in range(40):
         m.learn(pause_s=0.05, total_s=0.35, sent=1 * MB, rss=2 * MB, cpu_s=3.0)
     assert m.knobs.move_cpu_s == pytest.approx(3.0, abs=0.01)
     assert judge(here, there, proc(cpu_s=0.5), m.knobs, 2).held_up == pytest.approx(1.5 * (10 + 6), rel=0.01)
     many = node(2, 3, cpus=8)
-    assert judge(node(1, 4), many, proc(), K, 2).held_up == pytest.approx(0.5 * 4), "idle CPUs there take nobody's time"
+    assert judge(node(1, 4), many, proc(), k, 2).held_up == pytest.approx(0.5 * 4), "idle CPUs there take nobody's time"
 
 
 def test_a_process_that_is_written_to_all_the_time_costs_more_to_send() -> None:
