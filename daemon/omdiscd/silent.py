@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import struct
@@ -67,7 +68,7 @@ class Silent:
         return self._there.get(fd) is client and self._is_silent(client)
 
     def _is_silent(self, client: Client) -> bool:
-        return self._asked.get(client.pid, -_MOST) < client.since - _CROSS
+        return self._asked.get(client.pid, -math.inf) < client.since - _CROSS
 
 
 class Watch:

@@ -333,7 +333,8 @@ class Conversion:
     def _map_code(self, address: int) -> None:
         """From here on the leader makes its calls in a page of ours, where it parks itself should we die.
 
-        Where executable memory is refused (SELinux, memory-deny-write-execute) or cannot be written, the vdso has to do.
+        Where executable memory is refused (SELinux, memory-deny-write-execute) or cannot be written, the vdso has to do: then a death of
+        ours in the middle of a later call loses the process.
         """
         with self._landing():
             try:
