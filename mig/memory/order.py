@@ -5,13 +5,16 @@ have the address that it freed given to another thread's ``mremap``, whose event
 ``UNMAP`` would throw away pages that are still wanted (seen: zeros where data was, after some hundred thousand calls of four threads).
 
 The kernel lets no page be placed while such a call is between the two, so a pager waits for a moment at which none is, and what it has read
-by then is a complete batch.  Of the orders in which a batch can have happened, those are out that leave pages missing where nothing is
-registered now, or that move something onto what was still there; of the others, the one that gives up the fewest pages.
+by then is a complete batch.  Calls whose ranges do not meet are looked at apart.  Of the orders in which those that meet can have happened,
+those are out that leave pages missing where nothing is registered now, or that move something onto what was still there; of the others,
+the one that gives up the fewest pages.  Where in that order a child was born is asked afterwards, of the child: its address space is its
+own from that moment on, and may have ended by now, so it must not say anything about its parent's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import combinations, permutations
 
 from mig.kernel import uffd
@@ -44,46 +47,98 @@ def settle(missing: Missing, space: int, events: Sequence[Event], registered: Re
     """A complete batch of one space's events, in the order in which they happened."""
     if len(events) < 2 or not any(overlap(a, b) for a, b in combinations(events, 2)):
         return list(events)
-    return min(_orders(events), key=lambda order: _cost(missing, space, order, events, registered))
+    ask = cache(registered)
+    forks = [i for i, e in enumerate(events) if e.kind == uffd.EVENT_FORK]
+    before: list[list[Event]] = [[] for _ in range(len(forks) + 1)]  # what happened before the first fork, then before the second …
+    for group in _groups(events):
+        here = _part(missing, [events[i] for i in group])
+        if here:
+            order = min(_orders(events, group), key=lambda order: _cost(here, space, [events[i] for i in order], order, ask))
+        else:
+            order = tuple(group)  # nothing is missing there: it does not matter
+        at = 0
+        for k, fork in enumerate(forks):
+            born = _born(here, events, order, fork, at, ask)
+            before[k] += [events[i] for i in order[at:born]]
+            at = born
+        before[-1] += [events[i] for i in order[at:]]
+    return [e for k, some in enumerate(before) for e in [*some, *(events[f] for f in forks[k : k + 1])]]
 
 
-def _orders(events: Sequence[Event]) -> Iterable[list[Event]]:
-    indices = range(len(events))
-    if len(events) <= MOST:
-        orders: Iterable[Sequence[int]] = permutations(indices)
-    else:
-        orders = [
-            [*(x for x in indices[:to] if x != k), k, *(x for x in indices[to:] if x != k)] for k in indices for to in indices[: k + 1]
-        ]
+def _groups(events: Sequence[Event]) -> list[list[int]]:
+    """The indices of what meets, directly or by way of others, in the order of its first; forks are in none."""
+    groups: list[list[int]] = []
+    for i, e in enumerate(events):
+        if e.kind != uffd.EVENT_FORK:
+            met = [g for g in groups if any(overlap(events[k], e) for k in g)]
+            groups = [g for g in groups if g not in met] + [sorted([i, *(k for g in met for k in g)])]
+    return sorted(groups)
+
+
+def _part(missing: Missing, events: Iterable[Event]) -> Missing:
+    """What is missing where these events were."""
+    part = Missing()
+    for p in (p for e in events for start, end in touches(e) for p in missing.within(start, end)):
+        part.add(*p)
+    return part
+
+
+def _orders(events: Sequence[Event], group: Sequence[int]) -> Iterable[Sequence[int]]:
+    orders: Iterable[Sequence[int]] = permutations(group)
+    if len(group) > MOST:
+        n = range(len(group))
+        orders = (
+            [*(x for x in group[:to] if x != group[k]), group[k], *(x for x in group[to:] if x != group[k])] for k in n for to in n[: k + 1]
+        )
     for order in orders:
         # a discarding thread waits *before* it discards: nobody else has its range meanwhile
         if all(
             i < j or uffd.EVENT_REMOVE not in (events[i].kind, events[j].kind) or not overlap(events[i], events[j])
             for i, j in combinations(order, 2)
         ):
-            yield [events[i] for i in order]
+            yield order
 
 
-def _cost(missing: Missing, space: int, order: list[Event], told: Sequence[Event], registered: Registered) -> tuple[int, int, int, int]:
+def _happen(missing: Missing, e: Event) -> None:
+    if e.kind == uffd.EVENT_REMAP:
+        missing.move(e.a, e.b, e.n)
+    else:
+        missing.drop(e.a, e.b)
+
+
+def _cost(missing: Missing, space: int, order: Sequence[Event], told: Sequence[int], registered: Registered) -> tuple[int, int, int, int]:
     """Contradictions to what is, doubts, bytes given up, events out of their place: the least is the likeliest."""
-    spaces = {space: missing.copy()}
+    here = missing.copy()
     contradictions = doubts = 0
     for k, e in enumerate(order):
-        here = spaces[space]
-        match e.kind:
-            case uffd.EVENT_REMOVE | uffd.EVENT_UNMAP:
-                here.drop(e.a, e.b)
-            case uffd.EVENT_REMAP:
-                contradictions += bool(here.within(e.b, e.b + e.n))
-                here.move(e.a, e.b, e.n)
-                later = any(x.kind == uffd.EVENT_REMAP and x.b < e.a + e.n and e.a < x.b + x.n for x in order[k + 1 :])
-                doubts += not later and registered(space, e.a)  # but for MREMAP_DONTUNMAP nothing is there any more
-            case uffd.EVENT_FORK:
-                spaces[e.a] = here.copy()
-    for which, left in spaces.items():
-        ranges = [r for e in order if e.kind != uffd.EVENT_FORK for r in touches(e)]
-        contradictions += sum(not registered(which, p.start) for a, b in ranges for p in left.within(a, b))
-    kept = sum(m.bytes for m in spaces.values())
-    places = {id(e): i for i, e in enumerate(told)}
-    moved = sum(places[id(a)] > places[id(b)] for a, b in combinations(order, 2))
-    return contradictions, doubts, -kept, moved
+        if e.kind == uffd.EVENT_REMAP:
+            contradictions += bool(here.within(e.b, e.b + e.n))
+            later = any(x.kind == uffd.EVENT_REMAP and x.b < e.a + e.n and e.a < x.b + x.n for x in order[k + 1 :])
+            doubts += not later and registered(space, e.a)  # but for MREMAP_DONTUNMAP nothing is there any more
+        _happen(here, e)
+    return contradictions + _impossible(here, order, space, registered), doubts, -here.bytes, _displaced(told)
+
+
+def _impossible(left: Missing, events: Sequence[Event], space: int, registered: Registered) -> int:
+    """How much would be missing where nothing can be: asked at every end of a range that an event was about."""
+    ends = {x for e in events for r in touches(e) for x in r}
+    return sum(not registered(space, x) for p in left for x in {p.start, *(x for x in ends if p.start < x < p.end)})
+
+
+def _displaced(told: Sequence[int]) -> int:
+    return sum(a > b for a, b in combinations(told, 2))
+
+
+def _born(missing: Missing, events: Sequence[Event], order: Sequence[int], fork: int, earliest: int, registered: Registered) -> int:
+    """After how many of ``order`` the child of the event with index ``fork`` was born."""
+    removals = [(n, i) for n, i in enumerate(order) if events[i].kind == uffd.EVENT_REMOVE]  # these are told of before they happen
+    first = max([earliest, *(n + 1 for n, i in removals if i < fork)])
+    last = max(first, min([len(order), *(n for n, i in removals if i > fork)]))
+    here, costs = missing.copy(), {}
+    for k in range(last + 1):
+        if k >= first:
+            moved = sum(i > fork for i in order[:k]) + sum(i < fork for i in order[k:])
+            costs[k] = _impossible(here, [events[i] for i in order], events[fork].a, registered), -here.bytes, moved
+        if k < len(order):
+            _happen(here, events[order[k]])
+    return min(costs, key=costs.__getitem__)

@@ -46,6 +46,22 @@ def test_a_child_born_after_a_move_that_is_told_of_later() -> None:
     assert settle(at(Z), 1, [fork, Z_TO_X], lambda s, a: X <= a < X + N if s == 1 else Z <= a < Z + N) == [fork, Z_TO_X]
 
 
+def test_a_child_that_has_ended_says_nothing_of_its_parent() -> None:
+    fork = Event(EVENT_FORK, 7)
+    for told in ([Z_TO_X, UNMAP_X, fork], [fork, Z_TO_X, UNMAP_X], [Z_TO_X, fork, UNMAP_X]):
+        happened = settle(at(Z), 1, told, lambda s, a: s == 1 and X <= a < X + N)
+        assert [e for e in happened if e != fork] == [UNMAP_X, Z_TO_X]
+
+
+def test_children_keep_their_order_and_other_calls_their_place() -> None:
+    one, two = Event(EVENT_FORK, 7), Event(EVENT_FORK, 8)
+    unmap_y = Event(EVENT_UNMAP, Y, Y + N)
+    has = {1: (), 7: (X, Y), 8: (Y,)}  # what each of the three had registered when it was born, or has now
+    for told in ([UNMAP_X, one, two, unmap_y], [one, two, UNMAP_X, unmap_y], [unmap_y, UNMAP_X, one, two]):
+        happened = settle(at(X, Y), 1, told, lambda s, a: any(p <= a < p + N for p in has[s]))
+        assert happened == [one, UNMAP_X, two, unmap_y]
+
+
 def test_the_outcome_is_that_of_the_true_order_however_it_is_told() -> None:
     for seed in range(300):
         one_outcome(seed)
