@@ -2,6 +2,7 @@
 
 ptrace blocks and belongs to one thread, and a converter that dies must not take the agent along.  The request, a JSON map, comes over
 the SEQPACKET socket FD, and so goes the answer, with the deputy's link as SCM_RIGHTS.  EOF instead of a request: nothing to do.
+The journal stays for whoever asked to remove it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from typing import Any
 
 from mig.deputy.convert import Deputy, DeputyError, convert
-from mig.deputy.repair import Journal, journal_path, repair
+from mig.deputy.repair import Journal, repair
 from mig.kernel.cgroup import Cgroup
 
 MAX_REQUEST = 65536
@@ -23,11 +24,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     if not (packet := control.recv(MAX_REQUEST)):
         return
-    request: dict[str, Any] = json.loads(packet)
-    try:
-        answer(control, request)
-    finally:
-        journal_path(request["pid"]).unlink(missing_ok=True)  # not before whoever asked knows of it
+    answer(control, json.loads(packet))
 
 
 def answer(control: socket.socket, request: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from mig import spawn
 from mig.deputy.convert import Deputy, DeputyError
+from mig.deputy.repair import journal_path
 
 ANSWER = 65536
 TIMEOUT = 30.0
@@ -67,6 +68,7 @@ class Helper:
         packet, fds, _, _ = socket.recv_fds(self._sock, ANSWER, 1)
         if not packet:
             raise EOFError("the helper ended without an answer")
+        journal_path(request["pid"]).unlink(missing_ok=True)  # not before we know: until then there may be something to repair
         answer: dict[str, Any] = json.loads(packet)
         if not fds:
             raise DeputyError(answer["message"], rolled_back=answer["rolled_back"], hint=answer["hint"])
