@@ -30,7 +30,7 @@ def outside(lab: Any, node: str, pid: int) -> int:
 
 @contextmanager
 def memory_limit(lab: Any, node: str, size: int) -> Iterator[None]:
-    """The node's omdiscd, and all that it starts from now on, together get so many bytes of memory."""
+    """The node's omdiscd with its nursery, and all that they start from now on, together get so many bytes of memory."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     v1 = next((m[1] for m in mounts if m[2] == "cgroup" and "memory" in m[3].split(",")), "")
     if not v1:
@@ -47,6 +47,8 @@ def memory_limit(lab: Any, node: str, size: int) -> Iterator[None]:
     try:
         (group / "memory.limit_in_bytes").write_text(str(size))
         (group / "cgroup.procs").write_text(str(daemon))
+        for child in procfs.children(daemon):  # none is new from here on: what omdiscd starts now is in the group already
+            (group / "cgroup.procs").write_text(str(child))
         yield
     finally:
         while members := (group / "cgroup.procs").read_text().split():
