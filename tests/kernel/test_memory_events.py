@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,9 +84,10 @@ class Source:
             t.start()
 
     def _answer(self) -> None:
-        while len(b := self.demand.recv(frames.REQUEST.size, socket.MSG_WAITALL)) == frames.REQUEST.size:
-            addr, index = frames.REQUEST.unpack(b)
-            self.demand.sendall(self._frame(index, addr))
+        with suppress(BrokenPipeError):  # the pager has all that it needs: who asked has ended
+            while len(b := self.demand.recv(frames.REQUEST.size, socket.MSG_WAITALL)) == frames.REQUEST.size:
+                addr, index = frames.REQUEST.unpack(b)
+                self.demand.sendall(self._frame(index, addr))
 
     def _frame(self, index: int, addr: int) -> bytes:
         if addr not in self.copy:
