@@ -42,8 +42,9 @@ FEED = 256 << 10
 MANY = 100_000
 """Ranges that one message names."""
 _LOWEST, _HIGHEST = 1 << 16, (1 << 47) - PAGE
-_PATIENCE = 0.5
-"""Seconds to wait for the calls under way in a guest to have told of themselves; a frozen guest's do not."""
+_PATIENCE = 10.0
+"""Seconds to wait for the calls under way in a guest to have told of themselves: of one's own time they take microseconds, but a guest may
+have to wait for its turn on a busy machine, and a fork copies the tables of all of its memory."""
 _RETRY = 0.0003
 """Seconds to wait when the kernel says EAGAIN and has no event: the thread whose call is under way has to run first."""
 
@@ -209,6 +210,7 @@ class Pager:
                     time.sleep(_RETRY)
             told = happened = [e for e in events if e.kind != uffd.EVENT_PAGEFAULT]
             if time.monotonic() - began >= _PATIENCE:
+                log.warning("a call of the guest has been under way for %.0f s: what it did may be taken in the wrong order", _PATIENCE)
                 break  # what is registered cannot be asked
             happened = order.settle(self.spaces[index].missing[fd], fd, told, uffd.registered)
             if not uffd.changing(fd):
