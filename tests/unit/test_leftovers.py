@@ -25,11 +25,13 @@ def test_a_lab_that_ran_before_may_go_on() -> None:
 
 
 def test_a_process_of_this_run_is_seen_while_it_lives() -> None:
-    with subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, start_new_session=True) as p:
-        try:
-            processes, _ = leftovers(Snapshot.take(), patience=0)
-        finally:
-            p.kill()
-    assert f"process {p.pid}: sleep 60 " in processes
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
+        assert p.stdin is not None and p.stdout is not None
+        p.stdin.write(b"x")
+        p.stdin.flush()
+        assert p.stdout.read(1) == b"x", "it runs: in the middle of its exec it has no environment"
+        processes, _ = leftovers(Snapshot.take(), patience=0)
+        p.stdin.close()
+    assert f"process {p.pid}: cat " in processes
     assert all(f"process {os.getpid()}:" not in line for line in processes)
     assert MARK in os.environ
