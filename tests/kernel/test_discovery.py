@@ -26,25 +26,29 @@ def until(true: Callable[[], Any]) -> None:
 
 
 class Machine:
-    """A network namespace with an omdiscd and directories of its own."""
+    """A network namespace with an omdiscd and directories of its own, where the host name means 127.0.1.1, as Debian has it."""
 
     def __init__(self, base: Path, name: str) -> None:
         self.run = base / name
         self.run.mkdir()
         self.name, self.log = name, self.run / "log.txt"
-        self.holder = subprocess.Popen(["unshare", "--net", "sleep", "1000"], stdin=subprocess.DEVNULL)
-        ours = os.stat("/proc/self/ns/net").st_ino
-        until(lambda: os.stat(f"/proc/{self.holder.pid}/ns/net").st_ino != ours)
+        self.hosts = self.run / "hosts"
+        self.hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
+        own = f"hostname {name} && mount --bind {self.hosts} /etc/hosts && ip link set lo up && echo made && exec sleep 1000"
+        command = ["unshare", "--net", "--mount", "--uts", "sh", "-c", own]
+        self.holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        assert self.holder.stdout is not None and self.holder.stdout.readline() == b"made\n"
+        self.enter = ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", f"--mount=/proc/{self.holder.pid}/ns/mnt"]
+        self.enter.append(f"--uts=/proc/{self.holder.pid}/ns/uts")
         self.daemon: subprocess.Popen[bytes] | None = None
-        self.ip("link", "set", "lo", "up")
 
     def ip(self, *args: str) -> None:
-        subprocess.run(["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", "ip", *args], check=True, timeout=20)
+        subprocess.run([*self.enter, "ip", *args], check=True, timeout=20)
 
-    def start(self, *args: str) -> None:
-        (self.run / "omdiscd.toml").write_text(f'name = "{self.name}"\n{FAST}')
+    def start(self, *args: str, config: str = "") -> None:
+        (self.run / "omdiscd.toml").write_text(f'name = "{self.name}"\n{FAST}{config}')
         env = {**os.environ, "MIG_RUN": str(self.run / "mig"), "MIG_KEY": str(self.run.parent / "key")}
-        command = ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", OMDISCD, "-n", "-c", str(self.run / "omdiscd.toml"), *args]
+        command = [*self.enter, OMDISCD, "-n", "-c", str(self.run / "omdiscd.toml"), *args]
         with open(self.log, "ab") as out:
             self.daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 
@@ -66,8 +70,8 @@ class Machine:
 
     def end(self) -> None:
         self.stop()
-        self.holder.kill()
-        self.holder.wait()
+        with self.holder:
+            self.holder.kill()
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ def test_one_with_two_cards_is_seen_on_both(machines: Callable[[str], Machine]) 
     a, b, c = machines("a"), machines("b"), machines("c")
     cable(a, "e0", b, "e0")
     cable(a, "e1", c, "e0")
-    subprocess.run(["nsenter", f"--net=/proc/{a.holder.pid}/ns/net", "sysctl", "-qw", "net.ipv4.ip_forward=1"], check=True)
+    subprocess.run([*a.enter, "sysctl", "-qw", "net.ipv4.ip_forward=1"], check=True)
     a.ip("address", "add", "10.99.1.1/24", "dev", "e0")
     a.ip("address", "add", "10.99.2.1/24", "dev", "e1")
     b.ip("address", "add", "10.99.1.2/24", "dev", "e0")
@@ -151,3 +155,24 @@ def test_a_changed_address_keeps_the_id_and_a_clone_gets_its_own(machines: Calla
     a.start()
     until(lambda: a.rows().get("b", {}).get("id") == 3 * 256 + 9)
     assert a.rows()["a"]["id"] == kept["id"] and "has its id" in b.log.read_text()
+
+
+def test_an_address_that_goes_for_good_and_a_card_that_is_not_spoken_on(machines: Callable[[str], Machine]) -> None:
+    """Both are in the log with what to do; the address that comes back heals by itself."""
+    a, b = machines("a"), machines("b")
+    cable(a, "e0", b, "e0")
+    cable(a, "e1", b, "e1")
+    a.ip("address", "add", "10.99.4.1/24", "dev", "e0")
+    a.ip("route", "add", "default", "via", "10.99.4.2")
+    a.ip("address", "add", "10.99.5.1/24", "dev", "e1")
+    b.ip("address", "add", "10.99.4.2/24", "dev", "e0")
+    a.start(config='addr = "10.99.4.1"\n')
+    b.start()
+    until(lambda: a.sees(a="alive", b="alive") and b.sees(a="alive", b="alive"))
+    assert subprocess.run([*a.enter, "getent", "hosts", "a"], capture_output=True, text=True, check=True).stdout.startswith("127.0.1.1")
+    assert "hellos go out on e0 only; this machine also has e1 (omdiscd -i e0,e1)" in a.log.read_text()
+    a.ip("address", "del", "10.99.4.1/24", "dev", "e0")
+    until(lambda: "the address 10.99.4.1 is on no interface of this machine any more" in a.log.read_text())
+    until(lambda: b.sees(a="dead", b="alive"))
+    a.ip("address", "add", "10.99.4.1/24", "dev", "e0")
+    until(lambda: a.sees(a="alive", b="alive") and b.sees(a="alive", b="alive"))
