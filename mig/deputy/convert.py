@@ -29,7 +29,6 @@ from mig.kernel import libc, procfs
 from mig.kernel.ptrace import (
     PTRACE_EVENT_CLONE,
     PTRACE_EVENT_EXEC,
-    PTRACE_EVENT_STOP,
     PTRACE_INTERRUPT,
     PTRACE_O_TRACECLONE,
     WALL,
@@ -191,7 +190,7 @@ class Conversion:
             for tid in new:
                 try:
                     if tid in self.threads:
-                        self.threads[tid].wait_event(PTRACE_EVENT_STOP)
+                        self.threads[tid].wait_stop()
                 except TraceeDied:
                     if tid == self.pid:
                         raise
@@ -250,7 +249,7 @@ class Conversion:
             link.unpack(self.sock.recv(link.MAX_PACKET))
             if self.stopped:
                 ptrace(PTRACE_INTERRUPT, self.pid)
-                p.wait_event(PTRACE_EVENT_STOP)
+                p.wait_stop()
                 p.detach()
         except (OSError, ValueError) as e:
             self.sock.close()
@@ -413,7 +412,7 @@ class Conversion:
         self.holder = p.syscall("clone", libc.CLONE_VM | libc.CLONE_FILES, 0, event=PTRACE_EVENT_CLONE)
         self.journal(self)
         h = Tracee(self.holder, seize=False)
-        h.wait_event(PTRACE_EVENT_STOP)
+        h.wait_stop()
         h.begin(p.insn)
         h.syscall("close_range", 0, 0xFFFFFFFF, libc.CLOSE_RANGE_UNSHARE)
         h.syscall("setsid")  # out of reach of the terminal and of fg

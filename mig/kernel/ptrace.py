@@ -136,9 +136,13 @@ class Tracee:
             raise TraceeDied(self.tid, status)
         return status
 
-    def wait_event(self, event: int) -> None:
-        """Let it run until this PTRACE_EVENT; signals that arrive before are handed on."""
-        while (status := self.wait()) >> 16 != event:
+    def wait_stop(self) -> None:
+        """Let it run until it stands in a PTRACE_EVENT_STOP; signals that arrive before are handed on.
+
+        Any other stop takes the place of one that was asked for (``ptrace_stop()`` in the kernel), so that is asked for again.
+        """
+        while (status := self.wait()) >> 16 != PTRACE_EVENT_STOP:
+            ptrace(PTRACE_INTERRUPT, self.tid)
             ptrace(PTRACE_CONT, self.tid, 0, passed_on(status))
 
     def interrupt(self) -> None:
@@ -149,7 +153,7 @@ class Tracee:
     def stop(self) -> None:
         """Bring it to a PTRACE_EVENT_STOP, from running, frozen, or stopped by a signal."""
         self.interrupt()
-        self.wait_event(PTRACE_EVENT_STOP)
+        self.wait_stop()
 
     def cont(self, sig: int = 0) -> None:
         """PTRACE_CONT."""
@@ -279,7 +283,7 @@ class Tracee:
         r.rax, r.orig_rax = 0, NO_SYSCALL
         self.setregs(r)
         self.cont()
-        self.wait_event(PTRACE_EVENT_STOP)
+        self.wait_stop()
 
     def restore(self) -> None:
         """Put back registers and mask of a thread that made no call since :meth:`begin`."""

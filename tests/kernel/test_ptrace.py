@@ -13,6 +13,7 @@ import pytest
 
 from mig.kernel import libc, procfs
 from mig.kernel.ptrace import InjectedError, Tracee, TraceeDied, find_syscall
+from mig.memory import inject
 from tests.kernel.deputy_lab import NANOSLEEP, SLEEPER, Start, Target, asleep, built, start, until
 
 __all__ = ["built", "start"]
@@ -24,6 +25,14 @@ print("up", flush=True)
 before = time.monotonic()
 r = ctypes.CDLL(None, use_errno=True).poll(None, 0, 1000)
 print(r, ctypes.get_errno() if r else 0, round(time.monotonic() - before, 1), flush=True)
+"""
+
+
+HANDLES = """
+import signal, time
+signal.signal(signal.SIGUSR1, lambda *_: print("heard", flush=True))
+print("up", flush=True)
+time.sleep(1000)
 """
 
 
@@ -148,6 +157,18 @@ def test_pending_and_arriving_signals_wait_until_we_have_gone(start: Start) -> N
     p.undo()
     p.detach()
     assert t.line() == "handled"
+
+
+def test_a_signal_between_the_seizing_and_the_stop(start: Start) -> None:
+    """Its stop takes the place of ours: children that end send SIGCHLD at any time."""
+    t = start(HANDLES)
+    p = tracee(t)
+    os.kill(t.pid, signal.SIGUSR1)
+    until(lambda: procfs.state(t.pid) == "t", "stopped")
+    with inject._patience(5):
+        p.stop()
+    p.detach()
+    assert t.line() == "heard"
 
 
 def test_a_stop_signal_in_our_hands_counts_afterwards(start: Start) -> None:
