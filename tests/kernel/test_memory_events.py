@@ -141,7 +141,7 @@ def give_back(pid: int, seconds: float, at: Path) -> dict[str, int]:
     return pager.counts
 
 
-@pytest.mark.parametrize("children", [pytest.param(True, marks=pytest.mark.long), False])  # see "Known faults" in docs/limits.md
+@pytest.mark.parametrize("children", [True, False])
 def test_churn_while_pages_arrive(guests: Guests, run: Callable[..., Run], tmp_path: Path, children: bool) -> None:
     g = run(guests.churn, "-m", 8, "-t", 4, "-b", 4, *(() if children else ("-n",)))
     g.line()
