@@ -353,7 +353,8 @@ while True: signal.pause()
 
 @in_loop
 async def test_stty_sane_keeps_the_terminal_remote() -> None:
-    async with Stage("bash", "-c", "stty -echo; stty sane; read x; echo got $x") as stage:
+    async with Stage("bash", "-c", "stty -echo; stty sane; echo up; read x; echo got $x") as stage:
+        await stage.see(b"up\r\n")
         stage.type(b"one\n")
         await stage.see(b"one\r\ngot one\r\n")
         assert termios.tcgetattr(stage.slave)[3] & 0o200000

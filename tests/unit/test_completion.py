@@ -99,7 +99,9 @@ def test_zsh(environment: dict[str, str]) -> None:
             z.expect_exact("@@")
         z.send("mosctl whois \t")
         z.expect_exact("n1   -- alive, load 0.10")
+        z.expect_exact("@@mosctl whois ")
         z.send("\x03")
+        z.expect_exact("@@")
         z.sendline("exit")
         z.expect(pexpect.EOF)
 
