@@ -373,10 +373,12 @@ def test_load_is_exact(nodes: tuple[Node, Node]) -> None:
     from omdiscd.procscan import ProcessTable
 
     busy = "f=lambda:[hashlib.pbkdf2_hmac('sha256',b'x',b'y',9**9) for _ in range(9)]"
-    code = f"import threading,hashlib\n{busy}\nthreading.Thread(target=f,daemon=True).start()\nf()"
-    procs = [subprocess.Popen([sys.executable, "-c", code]), subprocess.Popen(["sh", "-c", "while :; do :; done"])]
+    code = f"import threading,hashlib\n{busy}\nthreading.Thread(target=f,daemon=True).start()\nprint(flush=True)\nf()"
+    commands = [sys.executable, "-c", code], ["sh", "-c", "echo; while :; do :; done"]
+    procs = [subprocess.Popen(c, stdout=subprocess.PIPE) for c in commands]
     try:
-        time.sleep(0.5)
+        for p in procs:
+            assert p.stdout is not None and p.stdout.readline()
         table = ProcessTable()
         table.look(time.monotonic())
         time.sleep(1.0)
@@ -385,8 +387,8 @@ def test_load_is_exact(nodes: tuple[Node, Node]) -> None:
         until(lambda: n1.ask("status", node="n1")["nodes"][0]["load"] > 0)
     finally:
         for p in procs:
-            p.kill()
-            p.wait()
+            with p:
+                p.kill()
 
 
 # -- jobs that start elsewhere -----------------------------------------------------------------------------------------------------------
