@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import uuid
 from pathlib import Path
 
@@ -28,8 +29,15 @@ def own_session() -> None:
         os.setsid()
 
 
+def keys_interrupt() -> None:
+    """A shell without job control starts what it runs in the background with these ignored, and what we start would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     own_session()
+    keys_interrupt()
     os.environ[MARK] = uuid.uuid4().hex  # every process that descends from this run carries it
     config.stash[_report] = []
     config.stash[_lock] = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
