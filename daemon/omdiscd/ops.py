@@ -10,6 +10,7 @@ from mig.config import Config
 from mig.economy.efficiency import efficiency
 from mig.economy.price import NodeView
 from mig.errors import BadInput, CannotMove, NotPermitted
+from mig.inspect import own_sockets
 from mig.kernel import procfs
 from mig.model import NodeInfo
 from omdiscd.balancer import Balancer
@@ -110,7 +111,7 @@ class Operations:
     # -- changing -----------------------------------------------------------------------------------------------------------------
 
     async def migrate(self, call: Call) -> dict[str, Any]:
-        """``{pid, to, dry_run, timeout, mode, limit_bps, free}`` -> progress ``{step, text}``, then ``{result}``.
+        """``{pid, to, dry_run, timeout, mode, limit_bps, free, own_sockets}`` -> progress ``{step, text}``, then ``{result}``.
 
         A dry run's result is ``{plan, reasons, price}``.
         """
@@ -121,6 +122,8 @@ class Operations:
         memory, limit_bps = memory_options(r)
         s = self._subject(call)
         to = await self.mover.destination(s, r["to"])
+        if r.get("own_sockets") and s.link is None:
+            own_sockets.declare(s.pid)
         if r.get("dry_run"):
             return {"result": await self.mover.plan(s, to, call.caller.pid)}
 
@@ -149,6 +152,8 @@ class Operations:
             s.pid, procfs.stat(s.pid).start, s.uids[0], s.comm, home=home, locked=bool(flags.get("locked")), quiet=bool(flags.get("quiet")),
             nodes=names, placed=not home and bool(flags.get("node") or flags.get("best") or names),
         )  # fmt: skip
+        if flags.get("own_sockets"):
+            own_sockets.declare(s.pid)
         to = None if home else await self._start_node(s, flags, names)
         if to is not None:
             await self.jobs.hold(job, to)

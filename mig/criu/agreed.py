@@ -192,8 +192,8 @@ class _Look:
                     self._no(f"{e.reg.name}: {why}")
                 if e.reg.id in exes and e.reg.mode & _SET_ID:
                     self._no(f"it executes {e.reg.name}, which is set-user-id or set-group-id")
-            elif kind == "UNIXSK" and e.usk.name.strip(b"\0"):
-                self._no("a unix socket with a name")
+            elif kind == "UNIXSK" and e.usk.name.strip(b"\0") and (why := _misnamed(e.usk)):
+                self._no(f"a unix socket {e.usk.name!r}: {why}")
             for field_, message in e.ListFields():
                 if field_.message_type is not None and "fown" in field_.message_type.fields_by_name:
                     self._owner(message.fown)
@@ -228,6 +228,18 @@ class _Look:
             for e in self._entries("memfd", "memfd", "memfd_inode_entry"):
                 if e.mode & _SET_ID:
                     self._no("a memory file that is set-user-id or set-group-id")
+
+
+def _misnamed(usk: Any) -> str:
+    """Why CRIU, which removes what has this name and binds the socket to it, must not; "" when it may."""
+    raw = usk.name.removesuffix(b"\0")
+    if b"\0" in raw:
+        return "a name of this node's network"
+    if usk.HasField("file_perms") and usk.file_perms.mode & _SET_ID:
+        return "set-user-id or set-group-id"
+    name = os.path.join(usk.name_dir or "/", os.fsdecode(raw))
+    top = name.split("/")[1:2]
+    return "a name of this node" if top in (["proc"], ["dev"]) and not name.startswith("/dev/shm/") else _foreign(name, 0, set())
 
 
 def _foreign(name: str, flags: int, pids: set[int]) -> str:

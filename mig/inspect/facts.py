@@ -12,7 +12,7 @@ import termios
 import time
 from collections.abc import Collection
 
-from mig.inspect import look, sockets
+from mig.inspect import look, own_sockets, sockets
 from mig.inspect.around import Around, used_in_turns
 from mig.inspect.reasons import DEV_TTY, cannot_move, pipe_direction, pts_index
 from mig.inspect.scene import Scene
@@ -105,9 +105,10 @@ def _scene(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]
     tree = tuple(members)
     mounts, huge = _mounts(pid)
     if guest:
-        return Scene(tree, mounts=mounts, hugetlbfs=huge, guest=True, known_pipes=known), outer
+        # nobody else can reach a socket in a cell
+        return Scene(tree, mounts=mounts, hugetlbfs=huge, guest=True, known_pipes=known, own_sockets=True), outer
     around = Around(tree, ignore)
-    return Scene(tree, around.held, around.same, around.mapped, mounts, huge, asker=asker), outer
+    return Scene(tree, around.held, around.same, around.mapped, mounts, huge, own_sockets=own_sockets.declared(pid), asker=asker), outer
 
 
 def _mounts(pid: int) -> tuple[frozenset[int] | None, tuple[str, ...]]:

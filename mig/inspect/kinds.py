@@ -127,8 +127,13 @@ KINDS: dict[str, Kind] = {
     ),
     "unix-listener": Kind(
         "{who} offers a unix socket to others ({fd}, {what})",
-        "stop the service, or run it at home",
-        "Other processes of this machine connect to it by its name.",
+        "stop the service, or run it at home; if only its own processes use it, say so: migrate --own-sockets, mosrun -S",
+        "Other processes of this machine may connect to it by its name. One that serves its own tree only goes along if you say so.",
+    ),
+    "abstract-socket": Kind(
+        "{who} offers a unix socket without a file to others ({fd}, {what})",
+        "stop the service, run it at home, or give the socket a name in the file system",
+        "Abstract names belong to the network of a machine, and a guest uses that of its host.",
     ),
     "device": Kind(
         "{who} has the device {what} open ({fd})",

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from mig.inspect import own_sockets
 from mig.inspect.kinds import KINDS
 from mig.inspect.scene import Holder, Mapping, Member, OpenFile, Scene
 
@@ -243,10 +244,19 @@ def _socket(scene: Scene, m: Member, f: OpenFile) -> Iterator[Obstacle]:
         yield Obstacle("inet-socket", m, f"a {INET_TYPES.get(s.type, 'network')} socket{f' ({s.where})' if s.where else ''}", fd=f.fd)
     elif s.family != socket.AF_UNIX:
         yield Obstacle("socket", m, f"{_family(s.family)} socket", fd=f.fd)
-    elif s.listening or (s.bound and s.type == socket.SOCK_DGRAM):
-        yield Obstacle("unix-listener", m, s.where, fd=f.fd)
+    elif (s.listening or (s.bound and s.type == socket.SOCK_DGRAM)) and not _for_itself(scene, s.where):
+        kind = "abstract-socket" if s.where.startswith("@") else "unix-listener"
+        yield Obstacle(kind, m, s.where, fd=f.fd)
     else:
         yield from _unix(scene, m, f, s.peer, s.where)
+
+
+def _for_itself(scene: Scene, name: str) -> bool:
+    """Whether this unix socket serves the tree's own processes alone, under a name that can go along.
+
+    Names without a file are the network namespace's, and a guest uses that of its host.
+    """
+    return not name.startswith("@") and (scene.own_sockets or own_sockets.KNOWN.search(name) is not None)
 
 
 def _family(number: int) -> str:

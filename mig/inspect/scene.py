@@ -104,6 +104,7 @@ class Scene:
     mounts: frozenset[int] | None = None
     hugetlbfs: tuple[str, ...] = ()  # mount points
     guest: bool = False
+    own_sockets: bool = False  # its named unix sockets are for its own processes alone
     asker: int = 0  # pid of the process that asks for the move, 0 where it does not matter
     known_pipes: dict[str, int] = field(default_factory=dict)  # guests: target of a proxied pipe -> external id
 

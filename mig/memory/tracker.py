@@ -98,7 +98,7 @@ class WriteTracker:
             found = self._scan()
             if not self.policy.wants(sum(r.end - r.start for r in found), time.monotonic() - began):
                 break
-            for index in self._writes:
+            for index in list(self._writes):
                 self._send(index, [(r.start, r.end) for r in found if r.process == index])
         return Rounds(len(self.policy.sent), self._wire, self._bytes)
 
@@ -108,19 +108,32 @@ class WriteTracker:
 
     def _scan(self) -> list[Range]:
         found: list[Range] = []
-        for index, w in self._writes.items():
-            data, zero = w.written()
+        for index, w in list(self._writes.items()):
+            try:
+                data, zero = w.written()
+            except ProcessLookupError:
+                self._ended(index)
+                continue
             for start, end in (*data, *zero):
                 self._sent[index].drop(start, end)
             found += (Range(index, start, end) for start, end in data)
         self._rounds.append(found)
         return found
 
+    def _ended(self, index: int) -> None:
+        """A process of the tree has ended meanwhile: it will not be there when all stand still."""
+        self._writes.pop(index).close()
+
     def _send(self, index: int, ranges: list[tuple[int, int]]) -> None:
         pid, sent = self._pids[index], self._sent[index]
         for batch in batches(ranges):
             at = 0
-            for start, end in self._read(pid, self._worth_sending(index, batch)):
+            try:
+                wanted = self._worth_sending(index, batch)
+            except ProcessLookupError:
+                self._ended(index)
+                return
+            for start, end in self._read(pid, wanted):
                 if self._stop.is_set():
                     return
                 for zero, a, b in split_zero(self._view[at : at + end - start]):

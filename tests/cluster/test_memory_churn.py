@@ -86,6 +86,61 @@ while not stop:
 ok = db.execute("pragma integrity_check").fetchone()[0], db.execute("select count(*), sum(v) from t").fetchone()
 print("00000001 good" if ok == ("ok", (n, n * (n - 1) // 2)) else "00000001 ERROR %r" % (ok,), flush=True)
 """
+REDIS = """
+import hashlib, os, random, socket, subprocess, sys, threading, time
+NAME = "/var/tmp/g/redis.sock"
+server = subprocess.Popen(["/var/tmp/g/redis-server", "--port", "0", "--unixsocket", NAME, "--dir", "/var/tmp/g", "--save", ""],
+                          stdout=subprocess.DEVNULL)
+while not os.path.exists(NAME): time.sleep(0.05)
+class Client:
+    def __init__(self):
+        self.sock = socket.socket(socket.AF_UNIX); self.sock.connect(NAME); self.file = self.sock.makefile("rb")
+    def __call__(self, *words):
+        self.sock.sendall(b"*%d\\r\\n" % len(words) + b"".join(b"$%d\\r\\n%s\\r\\n" % (len(w), w) for w in words))
+        head = self.file.readline()
+        assert head[:1] != b"-", head
+        return self.file.read(int(head[1:]) + 2)[:-2] if head[:1] == b"$" and head != b"$-1\\r\\n" else head[1:-2]
+def value(key, version): return hashlib.sha256(b"%d %d" % (key, version)).digest() * 64
+COUNT, wrong, stop = int(sys.argv[1]), 0, []
+versions, first = [0] * COUNT, Client()
+for i in range(COUNT): first(b"SET", b"%d" % i, value(i, 0))
+print("00000000 ready", flush=True)
+threading.Thread(target=lambda: [stop.append(line) for line in sys.stdin], daemon=True).start()
+turns = 0
+while not stop:
+    turns += 1
+    client = Client() if turns % 50 == 0 else first  # new connections too, and a snapshot by a child now and then
+    if turns % 20000 == 0 and b"rdb_bgsave_in_progress:0" in first(b"INFO", b"persistence"): first(b"BGSAVE")
+    k = random.randrange(COUNT)
+    wrong += client(b"GET", b"%d" % k) != value(k, versions[k])
+    versions[k] += 1
+    client(b"SET", b"%d" % k, value(k, versions[k]))
+wrong += sum(first(b"GET", b"%d" % k) != value(k, versions[k]) for k in range(COUNT))
+print("00000001 good %d" % turns if not wrong else "00000001 ERROR %d wrong" % wrong, flush=True)
+server.kill(); server.wait()
+"""
+
+
+def redis(lab: Any) -> list[str]:
+    """The server, which also is in Debian's package of tools (the other one starts a service), and a client in one tree."""
+    program = shutil.which("redis-server") or shutil.which("redis-check-rdb")
+    assert program, "redis-server is missing: make soak installs it"
+    lab.run("n1", f"rm -rf /var/tmp/g; install -d -m 777 /var/tmp/g; ln -s {program} /var/tmp/g/redis-server", check=True)
+    return ["mosrun", "-S", "python3", "-c", REDIS, os.environ.get("REDIS_KEYS", "100000")]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_redis_serves_its_own_tree_over_ten_moves(lab: Any) -> None:
+    """200 MB of data, old and new connections, snapshots by a child: every value is the last one that was set."""
+    t = Told(lab, redis(lab), start=120)
+    try:
+        for to in itertools.islice(itertools.cycle(["n2", "n3", "home"]), 10):
+            migrate(lab, t.pid, to, timeout=120)
+            time.sleep(1)
+        assert int(t.ask("?", "good", 120).split()[1]) > 1000
+    finally:
+        t.close()
 
 
 @pytest.mark.long

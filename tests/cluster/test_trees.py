@@ -103,6 +103,48 @@ def test_all_end_with_the_root_killed_at_home(lab: Any) -> None:
         lab.wait_for(lambda: "servant" not in lab.run("n2", "ps axo args").stdout, what="nothing of it is left on the host")
 
 
+SERVER = """
+name = f"/tmp/own-{os.getpid()}/sock"
+os.mkdir(os.path.dirname(name), 0o700)
+r, w = os.pipe()
+if not os.fork():
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(name)
+    server.listen()
+    os.write(w, b"x")
+    def serve(c):
+        while data := c.recv(100):
+            c.send(data.upper())
+    while True:
+        threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+os.read(r, 1)
+def say(c, data):
+    c.send(data)
+    return c.recv(100)
+def connected():
+    c = socket.socket(socket.AF_UNIX)
+    c.connect(name)
+    return c
+old = connected()
+"""
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_a_socket_for_its_own_processes_goes_along(lab: Any, uid: int) -> None:
+    """By its name and by the connections that there are; not unless its user says so."""
+    with servant(lab, uid) as s:
+        s.do(SERVER)
+        r = lab.run("n1", ["migrate", str(s.pid), "n2"])
+        assert r.returncode == 3 and "offers a unix socket to others" in r.stderr and "--own-sockets" in r.stderr, r.stderr
+        lab.run("n1", ["migrate", "--own-sockets", str(s.pid), "n2"], check=True)
+        modes = s.ask("(os.stat(name).st_mode, os.stat(name).st_uid)")
+        for to in ("n3", "home", "n2", "home"):
+            assert s.ask("say(old, b'old'), say(connected(), b'new')") == (b"OLD", b"NEW")
+            s.move(to)
+        assert s.ask("say(old, b'old'), say(connected(), b'new')") == (b"OLD", b"NEW")
+        assert s.ask("(os.stat(name).st_mode, os.stat(name).st_uid)") == modes and modes[1] == uid
+
+
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_threads(lab: Any, uid: int) -> None:
     with servant(lab, uid) as s:

@@ -143,6 +143,25 @@ def test_kernel_objects_are_refused(img: Path, agreed: Agreement, kind: str) -> 
     assert kind in objections(img, agreed)[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "directory", "passes"),
+    [
+        ("/tmp/x/sock\0", "", True), ("sock\0", "/var/tmp", True), ("/dev/shm/sock", "", True), ("sock", "", True),
+        ("\0abstract", "", False), ("/dev/null", "", False), ("/proc/1/sock", "", False), ("../dev/null", "/tmp", False),
+        ("/run/criu.kdat", "", False), ("criu", "/.cell/criu", False), ("/dev\0", "", False),
+    ],
+)  # fmt: skip
+def test_a_unix_socket_is_bound_among_home_s_files_only(img: Path, agreed: Agreement, name: str, directory: str, passes: bool) -> None:
+    """CRIU, which is root, removes what has the name."""
+    usk = {"id": 9999, "ino": 1, "type": 1, "state": 10, "flags": 0, "uflags": 0, "backlog": 1, "peer": 0, "name": name.encode()}
+    usk |= {"fown": {"uid": USER, "euid": USER, "signum": 0, "pid_type": 0, "pid": 0}, "opts": {}} | (
+        {"name_dir": directory} if directory else {}
+    )
+    opts = {f.name: 0 for f in layout.image("sk_opts").sk_opts_entry.DESCRIPTOR.fields if f.label == f.LABEL_REQUIRED}
+    add_file(img, type=layout.image("fdinfo").fd_types.Value("UNIXSK"), usk=usk | {"opts": opts})
+    assert (objections(img, agreed) == []) is passes, objections(img, agreed)
+
+
 def test_signals_in_the_name_of_root_are_refused(img: Path, agreed: Agreement) -> None:
     def doctor(f: Any) -> None:
         f.fown.pid, f.fown.uid, f.fown.euid, f.fown.signum = 1, 0, 0, signal.SIGKILL

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from mig import paths
+from mig.inspect import own_sockets
 from mig.inspect.facts import gather
 from mig.kernel import procfs
 
@@ -160,7 +162,9 @@ OBSTACLES = [
     ("s = socket.create_server(('127.0.0.1', 0))", ["a TCP socket (listening on 127.0.0.1:"]),
     ("s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)", ["a UDP socket open as descriptor"]),
     ("s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", ["a netlink socket"]),
-    ("s = socket.socket(socket.AF_UNIX); s.bind('\\0mig-%d' % os.getpid()); s.listen()", ["offers a unix socket to others", "@mig-"]),
+    ("s = socket.socket(socket.AF_UNIX); s.bind('\\0mig-%d' % os.getpid()); s.listen()", ["offers a unix socket without a file", "@mig-"]),
+    ("s = socket.socket(socket.AF_UNIX); s.bind('/tmp/mig-test-%d' % os.getpid()); os.unlink(s.getsockname()); s.listen()",
+     ["offers a unix socket to others", "/tmp/mig-test-", "--own-sockets"]),
     ("f = open('/dev/kmsg')", ["the device /dev/kmsg"]),
     ("f = open('/dev/fuse', 'rb')", ["the device /dev/fuse"]),
     ("p = ctypes.create_string_buffer(256); assert libc.syscall(425, 8, p) >= 0", ["io_uring"]),
@@ -218,6 +222,22 @@ if os.fork() == 0: time.sleep(600)
     for word in ("unix socket", "eventpoll", "shares memory (anonymous)", "/memfd:x", "master side"):
         assert any(word in r for r in reasons), (word, reasons)
     assert len(reasons) == 5
+
+
+def test_sockets_for_its_own_processes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever says so is believed, until the process with that number is another; multiprocessing's speak for themselves."""
+    monkeypatch.setattr(paths, "OWN_SOCKETS", tmp_path / "own")
+    with running(f"s = socket.socket(socket.AF_UNIX); s.bind({str(tmp_path / 'a')!r}); s.listen()") as p:
+        assert len(gather(p.pid).reasons) == 1
+        own_sockets.declare(p.pid)
+        assert gather(p.pid).reasons == []
+        (tmp_path / "own" / str(p.pid)).write_text("1")
+        assert len(gather(p.pid).reasons) == 1
+    own_sockets.declare(os.getpid())
+    assert os.listdir(tmp_path / "own") == [str(os.getpid())], "what is not true any more is forgotten"
+    with pytest.raises(ProcessLookupError):
+        own_sockets.declare(p.pid)
+    assert reasons_of("from multiprocessing.connection import Listener; s = Listener(family='AF_UNIX')") == []
 
 
 def test_a_unix_socket_to_a_process_that_stays_is_named() -> None:

@@ -156,6 +156,37 @@ def test_a_program_that_replaced_itself_has_nothing_current(guests: Guests, run:
     assert g.ask("all").endswith("wrong=0")
 
 
+@pytest.mark.parametrize("when", ["between rounds", "in a round"])
+def test_a_process_that_ends_is_left_out(guests: Guests, run: Callable[..., Run], when: str) -> None:
+    """A child that takes a snapshot ends as it likes: the others go on being sent."""
+    ends, stays = (run(guests.verify, "-m", 16, "-p", 1000) for _ in range(2))
+    for g in (ends, stays):
+        g.line()
+    store = Store()
+    members = [Process(0, stays.pid, hidden(stays.pid)), Process(1, ends.pid, hidden(ends.pid))]
+    if when == "in a round":
+        members = [Process(1, ends.pid, hidden(ends.pid)), Process(0, stays.pid, hidden(stays.pid))]
+    tracker = WriteTracker(members, store, Policy(max_rounds=3, to_the_end=True))
+
+    def end(n: int) -> None:
+        if ends.process.poll() is None and n >= (5 if when == "in a round" else 120):
+            ends.process.kill()
+            ends.process.wait()
+
+    store.at_call = end
+    try:
+        assert tracker.rounds().rounds == 3 and ends.process.poll() is not None
+        stays.group.freeze()
+        try:
+            current = tracker.current(members)
+            assert {r.process for r in current} == {0} and check(store, current, stays.pid) >= 15 * MIB
+        finally:
+            stays.group.thaw()
+    finally:
+        tracker.close()
+    assert stays.ask("all").endswith("wrong=0")
+
+
 def test_it_stops_when_told_and_keeps_to_its_bound(guests: Guests, run: Callable[..., Run]) -> None:
     g = run(guests.verify, "-m", 64, "-p", 1000)
     g.line()

@@ -71,6 +71,8 @@ FILES = [
     ("unix-peer", unix(), {"held": {"socket:[9]": [SHELL]}}),
     ("unix-listener", unix(listening=True, bound=True, where="/run/x"), {}),
     ("unix-listener", unix(bound=True, type=socket.SOCK_DGRAM, where="/run/x"), {}),
+    ("abstract-socket", unix(listening=True, bound=True, where="@x"), {"own_sockets": True}),
+    ("unix-peer", unix(listening=True, bound=True, where="/run/x"), {"own_sockets": True, "held": {"socket:[9]": [SHELL]}}),
     ("device", OpenFile(3, "/dev/kmsg", mode=CHR, rdev=os.makedev(1, 11)), {}),
     ("device", OpenFile(3, "/dev/fuse", mode=CHR, rdev=os.makedev(10, 229)), {}),
     ("device", OpenFile(3, "/dev/vda", mode=BLK, rdev=os.makedev(1, 3)), {}),

@@ -47,6 +47,7 @@ def test_only_what_was_asked_travels() -> None:
     assert parse(["-L", "a"]).flags() == {"best": False, "home": False, "locked": True, "quiet": False}
     assert parse(["-N", "n2", "a"]).flags()["node"] == "n2"
     assert parse(["-3", "-L", "a", "-4"]) == parse(["-LN", "3", "a", "-4"]), "openMosix's way"
+    assert parse(["-S", "a"]).flags()["own_sockets"] is True
     assert parse(["-j", "n2", "a"]).flags()["nodes"] == ["n2"]
 
 

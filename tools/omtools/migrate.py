@@ -34,6 +34,10 @@ def parser() -> argparse.ArgumentParser:
         help="how its memory travels: pre-copy, pre-copy-only (nothing after the pause), post-copy, full (all in the pause); default: auto",
     )  # fmt: skip
     p.add_argument("--free", action="store_true", help="the balancer may move it on at once, not only after hand_hold_s (omdiscd.toml)")
+    p.add_argument(
+        "--own-sockets", action="store_true",
+        help="the named unix sockets that it listens on are for its own processes alone: they go along (once said, always)",
+    )  # fmt: skip
     p.add_argument("--limit", metavar="MBIT", type=float, help="megabits a second at the most for what is sent before the pause")
     return p
 
@@ -44,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     options: dict[str, Any] = {} if a.mode == "auto" else {"mode": a.mode}
     if a.free:
         options["free"] = True
+    if a.own_sockets:
+        options["own_sockets"] = True
     if a.limit is not None:
         options["limit_bps"] = int(a.limit * 1e6)
     return output.run(lambda: _migrate(a.pid, a.to, a.dry_run, a.json, a.timeout, options), "migrate", json=a.json)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from mig.errors import BadInput, MigError, NoDaemon
 
-USAGE = """usage: mosrun [-b | -h | -N NODE | -j NODES] [-L] [-q] CMD [ARG…]
+USAGE = """usage: mosrun [-b | -h | -N NODE | -j NODES] [-L] [-S] [-q] CMD [ARG…]
 """
 HELP = (
     USAGE
@@ -29,6 +29,7 @@ mosrun.
   -N NODE     on this node at once
   -j NODES    on the best of these nodes, given as n1,n2,…
   -L          locked: it stays where it starts; migrate still moves it
+  -S          its named unix sockets are for its own processes: they go along
   -A MINUTES  periodic checkpoints (not built yet)
   -q          quiet: do not warn when no omdiscd answers
   --help, --version
@@ -39,7 +40,7 @@ exit status: that of CMD; 127 CMD not found, 126 not executable, and before CMD
   here)
 """
 )
-SWITCHES = {"b": "best", "h": "home", "L": "locked", "q": "quiet"}
+SWITCHES = {"b": "best", "h": "home", "L": "locked", "S": "own_sockets", "q": "quiet"}
 _PATIENCE = 60.0
 """Seconds in which omdiscd must have found a place: a node that is overloaded, or starts a hundred jobs at once, takes a while."""
 VALUED = {"N": "NODE", "j": "NODES", "A": "MINUTES"}
@@ -53,6 +54,7 @@ class Options(NamedTuple):
     best: bool = False
     home: bool = False
     locked: bool = False
+    own_sockets: bool = False
     quiet: bool = False
     node: str = ""
     nodes: tuple[str, ...] = ()
@@ -62,6 +64,8 @@ class Options(NamedTuple):
         f: dict[str, Any] = {"best": self.best, "home": self.home, "locked": self.locked, "quiet": self.quiet}
         if self.node:
             f["node"] = self.node
+        if self.own_sockets:
+            f["own_sockets"] = True
         if self.nodes:
             f["nodes"] = list(self.nodes)
         return f

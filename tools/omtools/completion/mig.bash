@@ -3,8 +3,8 @@
 
 # by command and verb: options; options that take a value, each with its kind; places, each with its kind; verbs
 declare -gA _mig_options=(
-    [migrate]='-h --help --version --dry-run --json --timeout --mode --free --limit'
-    [mosrun]='-b -h -L -q -N -j -A --help --version'
+    [migrate]='-h --help --version --dry-run --json --timeout --mode --free --own-sockets --limit'
+    [mosrun]='-b -h -L -S -q -N -j -A --help --version'
     [mosps]='-h --help --version -a --all --json'
     [mosctl]='-h --help --version'
     ['mosctl status']='-h --help --json'

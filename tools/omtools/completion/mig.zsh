@@ -24,6 +24,7 @@ _mig_migrate() {
         '--timeout[give up, and roll back, after so many seconds]:S: ' \
         '--mode[how its memory travels\: pre-copy, pre-copy-only (nothing after the pause), post-copy, full (all in the pause); default\: auto]:mode:(auto pre-copy pre-copy-only post-copy full)' \
         '--free[the balancer may move it on at once, not only after hand_hold_s (omdiscd.toml)]' \
+        '--own-sockets[the named unix sockets that it listens on are for its own processes alone\: they go along (once said, always)]' \
         '--limit[megabits a second at the most for what is sent before the pause]:MBIT: ' \
         '1:PID:_mig_processes' \
         '2:{NODE|home|balance}:_mig_destinations'
@@ -34,6 +35,7 @@ _mig_mosrun() {
         '-b[on the best node at once, before its first instruction]' \
         '-h[at home\: it is never moved by itself]' \
         '-L[locked\: it stays where it starts; migrate still moves it]' \
+        '-S[its named unix sockets are for its own processes\: they go along]' \
         '-q[quiet\: do not warn when no omdiscd answers]' \
         '-N[on this node at once]:NODE:_mig_nodes' \
         '-j[on the best of these nodes, given as n1,n2,…]:NODES:_mig_lists' \

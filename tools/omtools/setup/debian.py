@@ -29,7 +29,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "bench": {"runc": "runc"},
     # what the tests of logins need is unpacked, not installed: omtools.setup.logins
     "test": {"zsh": "zsh", "fish": "fish", "groff": "groff"},
-    "soak": {"default-jdk-headless": "javac", "povray": "povray"},
+    "soak": {"default-jdk-headless": "javac", "povray": "povray", "redis-tools": "redis-check-rdb"},
 }
 _STATUS = Path("/var/lib/dpkg/status")
 _ADMIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
