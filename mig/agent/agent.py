@@ -482,6 +482,11 @@ class Agent:
                 await k.send("clocks", monotonic=time.monotonic_ns(), boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
             case "ends?":
                 await k.send("ends", pid=os.getpid(), fds=self.externals.numbers(), uids=self.facts.uids, gids=self.facts.gids)
+            case "refused?" if self._at_home(k):
+                assert self.files is not None
+                # what is stored here was looked at when it came
+                files = [] if self._stored else (await self.files.ask("refused", files=m["files"]))["files"]
+                await k.send("refused", files=files)
             case "busy?":
                 await k.send("busy", busy=self.externals.busy())
             case "expire":

@@ -18,6 +18,7 @@ from mig.errors import BadInput, MigError
 from mig.homefs.guest import Guest
 from mig.homefs.locks import allow_interrupts
 from mig.homefs.protocol import TOKEN_SIZE
+from mig.homefs.reopen import refused
 from mig.homefs.server import HomeServer
 from mig.kernel import libc
 from mig.trust import links
@@ -50,6 +51,8 @@ def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
             server.ancestors.clear()
             server.ancestors.update(int(pid) for pid in m["pids"])
             return {"op": "inherit"}
+        case "refused":  # {"files": [[path, needs], …]}: what the guest may not have opened at home
+            return {"op": "refused", "files": refused(server, [(str(p), int(n)) for p, n in m["files"]])}
         case "quit":
             return {"op": "bye"}
     raise BadInput(f"the file server has no operation {m.get('op')!r}")

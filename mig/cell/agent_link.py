@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from typing import Any
 
 from mig import wire
+from mig.criu.opened import opened
 from mig.model import NodeInfo
 from mig.trust import links
 
@@ -54,6 +56,11 @@ class AgentLink:
         """The same while nobody reads: the next message is the answer."""
         await wire.asend(self.sock, op=op, **m)
         return await asyncio.wait_for(wire.arecv(self.sock), ANSWER)
+
+    async def refused(self, img_dir: str | os.PathLike[str]) -> list[str]:
+        """Files that these images would have CRIU open at home, and that the guest may not; while nobody reads."""
+        files = (await self.talk("refused?", files=opened(img_dir)))["files"]
+        return [f"{path}: a file that it may not open so" for path in files]
 
     async def receive(self) -> dict[str, Any]:
         """The next message that is no answer; raises ``EOFError`` or ``OSError`` when the agent is gone."""

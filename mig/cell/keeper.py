@@ -200,7 +200,7 @@ class Keeper:
         t0 = time.monotonic()
         await receive_images(self.conn, head, str(self.work / "img"))
         t1 = time.monotonic()
-        self._as_agreed()
+        await self._as_agreed()
         t2 = time.monotonic()
         await reach(Fault.BEFORE_RESTORE)
         rest = {int(k): bytes(v) for k, v in head.get("rest", {}).items()}
@@ -250,11 +250,14 @@ class Keeper:
         await wire.asend(self.conn, op="filled")
         return await word
 
-    def _as_agreed(self) -> None:
+    async def _as_agreed(self) -> None:
         """Raises :class:`MigError` when the images are not what was admitted: then CRIU does not see them."""
         assert self.work is not None
         began = time.monotonic()
         reasons = objections(self.work / "img", self.agreed)
+        if self.mode == "home" and not reasons and not self.agreed.root_allowed:
+            assert self.agent is not None
+            reasons = await self.agent.refused(self.work / "img")
         log.info("images looked at in %.1f ms", (time.monotonic() - began) * 1e3)
         if reasons:
             raise MigError(f"{self.node.name} does not restore what it was sent: it is not what was agreed", reasons=reasons)

@@ -93,6 +93,8 @@ class Stored:
         await wire.asend(self.conn, op="prepared", took_ms=0.0, no_pager="it is stored")
         head = await self._next("images")
         await receive_images(self.conn, head, self.img)
+        if reasons := await self.agent.refused(self.img):
+            raise MigError(f"{self.node.name} does not store what it was sent: it is not what was agreed", reasons=reasons)
         self.rest = {int(k): bytes(v) for k, v in head.get("rest", {}).items()}
         images.forget_sizes(self.img)
         await wire.asend(self.conn, op="ready")

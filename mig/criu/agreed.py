@@ -47,6 +47,8 @@ _DEAD = (2, 6)
 _CLASSES = {0: "SCHED_OTHER", 3: "SCHED_BATCH", 5: "SCHED_IDLE"}
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _WRITES = os.O_WRONLY | os.O_RDWR
+_AT_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC
+"""Flags that the kernel forgets when a file has been opened: none that is open has them."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ class _Look:
             if kind not in _FILES:
                 self._no(f"an open file of kind {kind}")
             elif kind == "REG":
+                if e.reg.flags & _AT_OPEN:
+                    self._no(f"{e.reg.name}: to be made or emptied when it is opened")
                 if why := _foreign(e.reg.name, e.reg.flags, pids):
                     self._no(f"{e.reg.name}: {why}")
                 if e.reg.id in exes and e.reg.mode & _SET_ID:

@@ -15,14 +15,14 @@ from mig.criu import images, layout, options
 from mig.criu.log import CriuError
 from mig.criu.session import Worker
 from mig.errors import MigError
-from mig.kernel import libc, procfs
+from mig.kernel import libc, pagemap, procfs
 from mig.memory import hide
 
 _NAMESPACES = ("ipc", "uts", "pid", "time_for_children", "mnt")
 _OPTIONAL = "time_for_children"  # since Linux 5.6
 _CLOCKS = "timens-0.img"
-_READ_PAGEMAP = "135"
-"""CRIU's FI_DONT_USE_PAGEMAP_SCAN: it reads the file, which we can give it, instead of asking the kernel by an ioctl."""
+READS = "135"
+"""CRIU_FAULT in the environment: CRIU's FI_DONT_USE_PAGEMAP_SCAN, by which tests have it read the page map as older ones do."""
 
 
 def _enter(cell_init: int) -> None:
@@ -54,8 +54,8 @@ def _external(pid: int) -> list[str]:
 class _Hider:
     """What is left out of one dump."""
 
-    def __init__(self, img_fd: int) -> None:
-        self.img_fd = img_fd
+    def __init__(self, img_fd: int, *, reads: bool) -> None:
+        self.img_fd, self.reads = img_fd, reads
         self.before: dict[int, list[hide.Area]] = {}
         self.pids: list[int] = []
 
@@ -75,7 +75,7 @@ class _Hider:
         for p in pids:
             maps = os.fsdecode(Path(f"/proc/{p}/maps").read_bytes())
             areas = hide.refresh(self.before.get(p, []), maps) or hide.read_areas(p)
-            out.append((p, hide.write_fakes(p, areas, self.img_fd)))
+            out.append((p, hide.write_fakes(p, areas, self.img_fd, reads=self.reads)))
         return out
 
     def clean(self) -> None:
@@ -114,9 +114,10 @@ def _serve(task: dict[str, Any], sock: socket.socket) -> None:
     if task["cell_init"] is not None:
         _enter(task["cell_init"])
         base = base or (layout.CELL_BASE if os.path.isdir(layout.CELL_BASE) else None)
-    img_fd, hider = task["img_fd"], _Hider(task["img_fd"])
-    env = {"MIG_FAKE": str(img_fd), "CRIU_FAULT": _READ_PAGEMAP} if hides else {}
+    img_fd = task["img_fd"]
+    env = {"MIG_FAKE": str(img_fd)} if hides else {}
     worker = Worker.start(base=base, shim=shim, pass_fds=[img_fd] if hides else [], env=env)
+    hider = _Hider(img_fd, reads=not pagemap.scans() or worker.major < 4 or os.environ.get("CRIU_FAULT") == READS)
     wire.send(sock, op="started")
     try:
         while (m := wire.recv(sock))["op"] == "look":

@@ -27,6 +27,8 @@ class Worker:
         self._process = process
         self._sock = sock
         self._stderr_fd = stderr_fd
+        self.major = 0
+        """The first number of its version."""
 
     @classmethod
     def start(
@@ -63,7 +65,7 @@ class Worker:
         worker = cls(process, ours, stderr_fd)
         rpc = layout.rpc()
         try:
-            worker.call(rpc.criu_req(type=rpc.VERSION, keep_open=True))
+            worker.major = int(worker.call(rpc.criu_req(type=rpc.VERSION, keep_open=True)).version.major_number)
         except BaseException:
             worker.close()
             raise

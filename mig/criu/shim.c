@@ -4,9 +4,9 @@
  * 1. Where root lacks CAP_SYS_RESOURCE (containers) prlimit(2) on another user's process is EPERM, and CRIU, which only wants to read
  *    the limits, gives up.  It calls through libc's syscall(); a refused query is answered from /proc/PID/limits instead.
  *
- * 2. For a dump that leaves memory out: MIG_FAKE is the number of a directory descriptor.  Where CRIU opens /proc/PID/pagemap or
- *    /proc/PID/smaps and that directory has pm.PID or sm.PID, it gets that file.  CRIU asks the page map for guard pages too, by an
- *    ioctl that only the real one answers: that goes to the real one.
+ * 2. For a dump that leaves memory out: MIG_FAKE is the number of a directory descriptor.  Where CRIU opens /proc/PID/smaps (or pagemap,
+ *    where the kernel has no PAGEMAP_SCAN) and that directory has sm.PID (pm.PID), it gets that file.  Where it asks by PAGEMAP_SCAN what
+ *    to dump, the ranges in hd.PID hold nothing; guard pages, which are a matter of mappings, it finds there too.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,6 +25,12 @@
 __attribute__((used)) static const char source[] = "mig-shim-source:" MIG_SOURCE;
 
 #define PAGEMAP_SCAN 0xC0606610UL
+#define PAGE_IS_GUARD (1UL << 8)
+
+struct scan { /* struct pm_scan_arg */
+	unsigned long size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	unsigned long category_inverted, category_mask, category_anyof_mask, return_mask;
+};
 
 /* the rows of /proc/PID/limits, in the order of the RLIMIT_ numbers */
 static const char *const row_name[] = {
@@ -129,26 +135,66 @@ int openat64(int dirfd, const char *name, int flags, ...)
 	return (int)shim_syscall(SYS_openat, dirfd, (long)name, flags | 0100000 /* O_LARGEFILE */, mode, 0, 0);
 }
 
+/* the hidden ranges of one process, in order; kept for the next question, which is about the same process as a rule */
+static struct { int pid; size_t n; unsigned long (*range)[2]; } hidden;
+
+static int read_hidden(int pid)
+{
+	char name[32];
+
+	if (hidden.pid == pid)
+		return 1;
+	snprintf(name, sizeof name, "hd.%d", pid);
+	int fd = (int)raw_syscall(SYS_openat, atoi(getenv("MIG_FAKE")), (long)name, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+	if (fd < 0)
+		return 0;
+	off_t size = lseek(fd, 0, SEEK_END);
+	free(hidden.range);
+	hidden.range = malloc((size_t)size + 1);
+	int good = hidden.range && pread(fd, hidden.range, (size_t)size, 0) == size;
+	close(fd);
+	hidden.n = good ? (size_t)size / sizeof *hidden.range : 0;
+	hidden.pid = good ? pid : 0;
+	return good;
+}
+
+/* PAGEMAP_SCAN, up to the next hidden range at most: CRIU asks again from walk_end on */
+static int scan_around(int fd, struct scan *a)
+{
+	unsigned long start = a->start, end = a->end;
+
+	for (size_t i = 0; i < hidden.n; i++) {
+		unsigned long *r = hidden.range[i];
+		if (r[1] <= a->start)
+			continue;
+		if (r[0] > a->start) {
+			if (r[0] < a->end)
+				a->end = r[0];
+			break;
+		}
+		a->start = r[1];
+	}
+	int ret = 0;
+	if (a->start >= end)
+		a->walk_end = end;
+	else
+		ret = (int)shim_syscall(SYS_ioctl, fd, PAGEMAP_SCAN, (long)a, 0, 0, 0);
+	a->start = start;
+	a->end = end;
+	return ret;
+}
+
 int ioctl(int fd, unsigned long request, ...)
 {
 	va_list ap;
 	va_start(ap, request);
 	long argument = va_arg(ap, long);
 	va_end(ap);
-	char path[4096], real[64], *base;
-	int pid;
+	char path[256];
+	int pid, end = 0;
 
-	if (request == PAGEMAP_SCAN && getenv("MIG_FAKE") && path_of(fd, path, sizeof path) && (base = strrchr(path, '/')) &&
-	    sscanf(base, "/pm.%d", &pid) == 1) {
-		snprintf(real, sizeof real, "/proc/%d/pagemap", pid);
-		long found = shim_syscall(SYS_openat, AT_FDCWD, (long)real, O_RDONLY | O_CLOEXEC, 0, 0, 0);
-		if (found < 0)
-			return -1;
-		long ret = shim_syscall(SYS_ioctl, found, (long)request, argument, 0, 0, 0);
-		int saved = errno;
-		close((int)found);
-		errno = saved;
-		return (int)ret;
-	}
+	if (request == PAGEMAP_SCAN && getenv("MIG_FAKE") && ((struct scan *)argument)->category_mask != PAGE_IS_GUARD &&
+	    path_of(fd, path, sizeof path) && sscanf(path, "/proc/%d/pagemap%n", &pid, &end) == 1 && end && !path[end] && read_hidden(pid))
+		return scan_around(fd, (struct scan *)argument);
 	return (int)shim_syscall(SYS_ioctl, fd, (long)request, argument, 0, 0, 0);
 }

@@ -19,7 +19,8 @@ from mig.model import ProcessId
 
 log = logging.getLogger(__name__)
 
-READS, WRITES = 1, 2
+READS, WRITES, RUNS, CHANGES = 1, 2, 4, 8
+"""What is done with a file.  RUNS: it is the program; CHANGES: something of this name is made in its directory, and removed."""
 Key = tuple[int, int]
 """st_dev, st_ino"""
 NOBODY = 65534

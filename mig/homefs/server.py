@@ -226,6 +226,19 @@ class HomeServer:
         """See :meth:`LockTable.list`, of all mounts."""
         return [row for m in self.mounts() for row in m.locks.list()]
 
+    def access(self, key: Key, but: Mount | None = None) -> int | None:
+        """How the guest has this file open (READS, WRITES) in its frozen original, or on a mount but that one; 0: as its working directory,
+        or a name that it knows; None: not at all."""
+        found = self.held.holdings().open.get(key)
+        for m in self.mounts():
+            if m is not but:
+                known = 0 if m.nodes.knows(key) else None
+                for modes in m.handles.modes(key):
+                    known = (known or 0) | modes
+                if known is not None:
+                    found = (found or 0) | known
+        return found
+
     def note(self, host: str, what: str) -> None:
         """A host asked for what is not its guest's: counted, and logged once a minute."""
         self._strangers.say(log, host, what)
@@ -251,16 +264,8 @@ class MountRights:
         return self._server.guest
 
     def access(self, key: Key) -> int | None:
-        """How the guest has this file open (READS, WRITES); 0: as its working directory, or a name that it knows; None: not at all."""
-        found = self._server.held.holdings().open.get(key)
-        for m in self._server.mounts():
-            if m is not self._mount:
-                known = 0 if m.nodes.knows(key) else None
-                for modes in m.handles.modes(key):
-                    known = (known or 0) | modes
-                if known is not None:
-                    found = (found or 0) | known
-        return found
+        """See :meth:`HomeServer.access`."""
+        return self._server.access(key, self._mount)
 
     def holds(self, key: Key) -> bool | None:
         """True: it does; False: only on the way to what it holds; None: neither."""

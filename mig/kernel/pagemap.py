@@ -62,6 +62,18 @@ def scan(
         start = int(a.walk_end)
 
 
+def scans() -> bool:
+    """Whether this kernel has PAGEMAP_SCAN."""
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        list(scan(fd, 0, PAGE, anyof=PAGE_IS_PRESENT, returned=PAGE_IS_PRESENT))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def populated(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Ranges that have an entry: in memory (the zero page too) or in swap."""
     here = PAGE_IS_PRESENT | PAGE_IS_SWAPPED

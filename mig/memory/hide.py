@@ -1,8 +1,9 @@
 """Hiding memory from CRIU: the dump then does not grow with it, and the pages stay where they are, in the frozen process.
 
-CRIU learns from ``/proc/PID/pagemap`` which pages to dump.  For each process a sparse file is made that has the true entries of the small
-areas and nothing for the hidden ones; the shim in CRIU's process (``mig/criu/shim.c``) lets CRIU read that instead.  ``smaps`` likewise,
-because the kernel walks every page table for it (8 ms/GiB) and CRIU only reads the flags.
+CRIU asks ``/proc/PID/pagemap`` which pages to dump: the shim in its process (``mig/criu/shim.c``) answers for the hidden ranges, which a
+file tells it, that nothing is there.  Where it reads that file instead of asking (Linux before 6.7, CRIU before 4.0), it gets a sparse one
+that has the true entries of all other areas.  ``smaps`` is replaced likewise, because the kernel walks every page table for it (8 ms/GiB)
+and CRIU only reads the flags.
 
 Only areas that are known to be safe are hidden; everything else is CRIU's, as in any dump.  A restore with ``--lazy-pages`` registers
 private anonymous memory with userfaultfd, but not what is locked or made of huge pages: hiding that would silently restore zeros.
@@ -11,9 +12,11 @@ private anonymous memory with userfaultfd, but not what is locked or made of hug
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from mig.kernel import pagemap as pages
 from mig.kernel.procfs import Mapping, parse_mapping
@@ -111,9 +114,25 @@ def refresh(before: list[Area], maps: str) -> list[Area] | None:
     return out
 
 
-def write_fakes(pid: int, areas: list[Area], directory: int) -> list[tuple[int, int]]:
-    """Make ``pm.PID`` and ``sm.PID`` in the directory (a descriptor) for a process that stands still; returns what is hidden."""
+def write_fakes(pid: int, areas: list[Area], directory: int, *, reads: bool) -> list[tuple[int, int]]:
+    """Make ``sm.PID``, and ``hd.PID`` or, for a CRIU that reads the page map, ``pm.PID`` in the directory (a descriptor), for a process
+    that stands still; returns what is hidden."""
     hidden = [(a.mapping.start, a.mapping.end) for a in areas if a.hidden]
+    if reads:
+        _write_pagemap(pid, areas, directory)
+    else:
+        with _new(f"hd.{pid}", directory) as f:
+            f.write(b"".join(struct.pack("=QQ", *r) for r in hidden))
+    with _new(f"sm.{pid}", directory) as f:
+        f.write(os.fsencode("".join(f"{a.line}\n{a.flags}\n" for a in areas)))
+    return hidden
+
+
+def _new(name: str, directory: int) -> BinaryIO:
+    return os.fdopen(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=directory), "wb")
+
+
+def _write_pagemap(pid: int, areas: list[Area], directory: int) -> None:
     pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     fake = os.open(f"pm.{pid}", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
@@ -128,10 +147,6 @@ def write_fakes(pid: int, areas: list[Area], directory: int) -> list[tuple[int, 
     finally:
         os.close(pagemap)
         os.close(fake)
-    smaps = os.open(f"sm.{pid}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=directory)
-    with os.fdopen(smaps, "w", errors="surrogateescape") as f:
-        f.writelines(f"{a.line}\n{a.flags}\n" for a in areas)
-    return hidden
 
 
 def _copy(pagemap: int, fake: int, start: int, end: int) -> None:
@@ -144,7 +159,7 @@ def _copy(pagemap: int, fake: int, start: int, end: int) -> None:
 def remove_fakes(pids: Iterable[int], directory: int) -> None:
     """Take them away again."""
     for pid in pids:
-        for name in (f"pm.{pid}", f"sm.{pid}"):
+        for name in (f"pm.{pid}", f"hd.{pid}", f"sm.{pid}"):
             try:
                 os.unlink(name, dir_fd=directory)
             except FileNotFoundError:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import pytest
+
+from mig.criu import images, layout
+from tests.faults.conftest import Faults
+from tests.kernel.criu_guest import SOCKET_OPTIONS
 
 from .helpers import servant, where
 
+SECRET = "/root/secret"
 MARK = "the-wire-must-not-know-this"
 TAP = """
 import os, socket, sys, time
@@ -102,3 +111,63 @@ def test_a_nodes_own_policy_decides_and_can_be_changed_while_it_runs(lab: Any) -
         lab.run("n2", f"cp /tmp/config.kept {config}; mosctl reload", check=True)
     with servant(lab, 1000) as s:
         s.move("n2")
+
+
+@pytest.mark.parametrize("how", ["another file", "more access", "a socket", "what it holds"])
+def test_a_host_cannot_have_home_s_root_open_files_for_its_guest(lab: Any, how: str) -> None:
+    """Images that come back name a file that the guest's user may not open; one that it was given open comes back as it went."""
+    lab.run(
+        "n1",
+        f"echo secret > {SECRET}; chmod 600 {SECRET}; install -d -m 777 /var/tmp/g; cp /etc/hostname /var/tmp/g/f; chmod 666 /var/tmp/g/f",
+    )
+    with servant(lab, 1000) as s:
+        s.do("f = open('/var/tmp/g/f')")
+        if how == "more access":
+            lab.run("n1", "chmod 644 /var/tmp/g/f", check=True)
+        if how == "what it holds":
+            lab.run("n1", "chmod 600 /var/tmp/g/f", check=True)
+        s.move("n2")
+        if how == "what it holds":
+            s.move("home")
+            assert s.ask("f.read()") == lab.path("n1", "/etc/hostname").read_text()
+            return
+
+        def doctor(e: Any) -> None:
+            if e.HasField("reg") and e.reg.name == "/var/tmp/g/f":
+                if how == "another file":
+                    e.reg.name = SECRET
+                elif how == "more access":
+                    e.reg.flags = os.O_RDWR
+                else:
+                    e.type = layout.image("fdinfo").fd_types.Value("UNIXSK")
+                    usk = {
+                        "id": e.id,
+                        "ino": 1,
+                        "type": 1,
+                        "state": 10,
+                        "flags": 2,
+                        "uflags": 0,
+                        "backlog": 1,
+                        "peer": 0,
+                        "opts": SOCKET_OPTIONS,
+                    }
+                    e.usk.CopyFrom(layout.image("sk_unix").unix_sk_entry(**usk, fown=e.reg.fown, name=SECRET.encode()))
+                    e.ClearField("reg")
+
+        faults = Faults(lab)
+        faults.set("n2", "after_dump", "hang")
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(lab.run, "n1", ["migrate", str(s.pid), "home"], timeout=60)
+            faults.wait("n2", "after_dump")
+            (files,) = lab.path("n2", "/run/mig/work").glob("*.source/img/files.img")
+            magic, entries = images.read_entries(files, layout.image("fdinfo").file_entry)
+            for e in entries:
+                doctor(e)
+            images._write(files, magic, entries)
+            faults.clear("n2", "after_dump")
+            r = job.result()
+        named = "/var/tmp/g/f" if how == "more access" else SECRET
+        assert r.returncode == 4 and f"{named}: a file that it may not open so" in r.stderr and "still running on n2" in r.stderr, r.stderr
+        assert s.ask("f.read()") == lab.path("n1", "/etc/hostname").read_text()
+        assert lab.path("n1", SECRET).read_text() == "secret\n"
+        s.move("home")

@@ -15,6 +15,9 @@ from mig.criu import layout, options
 from mig.criu.session import Worker
 from mig.kernel import cgroup
 
+SOCKET_OPTIONS = dict.fromkeys(("so_sndbuf", "so_rcvbuf", *(f"so_{d}_tmo_{u}" for d in ("snd", "rcv") for u in ("sec", "usec"))), 0)
+"""What an image says of every socket."""
+
 
 def until(true: Callable[[], object], what: str, timeout: float = 20.0) -> None:
     """Wait for something that must come; fails with its name."""
@@ -28,7 +31,7 @@ class Guest:
     """``criu_guest MODE`` with its output in a file, a session of its own, and a cgroup that can be frozen."""
 
     def __init__(self, program: Path, work: Path, mode: str, **popen: Any) -> None:
-        self.out, self.images = work / "out", work / "img"
+        self.program, self.out, self.images = program, work / "out", work / "img"
         self.images.mkdir()
         self.img_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
         self.group = cgroup.Cgroup(cgroup.root() / f"mig-test-criu-{os.getpid()}-{mode}")

@@ -17,7 +17,9 @@ import pytest
 
 from mig.criu import images, layout
 from mig.criu.agreed import Agreement, objections
-from tests.kernel.criu_guest import Guest, guests
+from mig.criu.opened import opened
+from mig.homefs.guest import READS, RUNS, WRITES
+from tests.kernel.criu_guest import SOCKET_OPTIONS, Guest, guests
 
 USER = 65534
 
@@ -132,6 +134,25 @@ def test_own_parts_of_proc_pass_and_only_to_read(img: Path, agreed: Agreement, g
         assert (objections(img, agreed) == []) is passes, (name, flags)
 
 
+@pytest.mark.parametrize("flag", [os.O_CREAT, os.O_TRUNC, os.O_RDWR | os.O_CREAT | os.O_EXCL])
+def test_no_file_is_made_or_emptied(img: Path, agreed: Agreement, flag: int) -> None:
+    regular(img, lambda f: setattr(f, "flags", flag))
+    assert any("made or emptied" in why for why in objections(img, agreed))
+
+
+def test_what_is_opened_is_told_with_what_is_done_there(img: Path, guest: Guest) -> None:
+    told = dict(opened(img))
+    assert told[str(guest.out)] == WRITES and told[str(guest.program)] == RUNS and told[os.getcwd()] == 0
+    library = next(path for path in told if "/libc.so" in path or "/libc-" in path)
+    assert told[library] == READS
+    regular(img, lambda f: setattr(f, "name", "/etc/../etc/shadow"))
+    assert "/etc/shadow" in dict(opened(img))
+    # what is called the program, or the working directory, and held open besides, is read
+    (mm,) = images.read_entries(next(img.glob("mm-*.img")), layout.image("mm").mm_entry)[1]
+    change(next(img.glob("fdinfo-*.img")), "fdinfo", "fdinfo_entry", lambda e: setattr(e, "id", mm.exe_file_id))
+    assert dict(opened(img))[str(guest.program)] == READS
+
+
 def test_a_set_user_id_program_is_refused(img: Path, agreed: Agreement) -> None:
     regular(img, lambda f: setattr(f, "mode", stat.S_IFREG | stat.S_ISUID | 0o755), exe=True)
     assert "set-user-id" in objections(img, agreed)[0]
@@ -157,8 +178,7 @@ def test_a_unix_socket_is_bound_among_home_s_files_only(img: Path, agreed: Agree
     usk |= {"fown": {"uid": USER, "euid": USER, "signum": 0, "pid_type": 0, "pid": 0}, "opts": {}} | (
         {"name_dir": directory} if directory else {}
     )
-    opts = {f.name: 0 for f in layout.image("sk_opts").sk_opts_entry.DESCRIPTOR.fields if f.label == f.LABEL_REQUIRED}
-    add_file(img, type=layout.image("fdinfo").fd_types.Value("UNIXSK"), usk=usk | {"opts": opts})
+    add_file(img, type=layout.image("fdinfo").fd_types.Value("UNIXSK"), usk=usk | {"opts": SOCKET_OPTIONS})
     assert (objections(img, agreed) == []) is passes, objections(img, agreed)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from mig import wire
 from mig.homefs import protocol as p
-from mig.homefs.guest import Guest, scan
+from mig.homefs.guest import CHANGES, READS, RUNS, WRITES, Guest, scan
 from tests.kernel.homefs_host import Home, home
 
 __all__ = ["home"]
@@ -202,6 +202,38 @@ def test_a_guest_of_roots_may_everything(home: Home, host: Doctored) -> None:
     assert root.read(root.open(root.lookup("secret", ROOT), os.O_RDONLY, ROOT)) == b"secret"
     assert root.read(root.open(root.lookup("theirs", OTHER), os.O_RDONLY, OTHER)) == b"theirs"
     root.sock.close()
+
+
+def test_what_a_guest_that_comes_home_may_have_opened(home: Home, host: Doctored) -> None:
+    here = Path(home.here)
+    (here / "own" / "link").symlink_to(here / "secret")
+
+    def closed(*files: tuple[str, int]) -> list[str]:
+        told = home.ask("refused", files=[(str(here / name), needs) for name, needs in files])["files"]
+        return [str(Path(p).relative_to(here)) for p in told]
+
+    may = [("mine", READS | WRITES), ("program", RUNS), (".", 0), ("own/new", CHANGES), ("missing", READS)]
+    assert closed(*may, ("../../../../../../dev/null", READS)) == []
+    may_not = [
+        ("theirs", READS),
+        ("secret", WRITES),
+        ("program", READS),
+        ("hidden/deep/held", READS),
+        ("new", CHANGES),
+        ("own/link", READS),
+    ]
+    assert closed(*may_not) == [name for name, _ in may_not]
+    assert closed(("hidden/deep", 0)) == ["hidden/deep"]
+    with holder(here / "hidden" / "deep" / "held", "rb") as h:
+        home.ask("inherit", pids=[h.pid])
+        assert closed(("hidden/deep/held", READS)) == []
+        assert closed(("hidden/deep/held", READS | WRITES), ("hidden/deep/beside", READS)) == ["hidden/deep/held", "hidden/deep/beside"]
+        h.communicate()
+    host.open(host.lookup("mine"), os.O_RDWR)
+    os.chown(here / "mine", 0, 0)
+    assert closed(("mine", READS | WRITES)) == [], "its host has it open for it"
+    home.ask("guest", guest=Guest(privileged=True).to_map())
+    assert closed(*may_not) == []
 
 
 def test_who_the_guest_is() -> None:
