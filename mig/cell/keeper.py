@@ -281,7 +281,7 @@ class Keeper:
             return
         self.row.arriving, self.row.waiting_s = self.pager.missing, round(self.pager.silent, 1)
         self.row.waiting_for = str(self.request["memory"].get("name", "")) if self.pager.silent else ""
-        if self.pager.arrived.is_set() and not self._told_whole and self.row.state in ("running", "stopped", "moving"):
+        if self.pager.whole.is_set() and not self._told_whole and self.row.state in ("running", "stopped", "moving"):
             self._told_whole = True
             self._tasks.spawn(self.tell_agent("memory", **self.pager.report))
 

