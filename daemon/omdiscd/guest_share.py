@@ -45,6 +45,7 @@ class GuestShare:
         """What is in force, in words; "" without guests."""
         self._done: dict[int, object] = {}
         self._v1 = _v1_group()
+        self._home_again: set[int] = set()
 
     def unit(self, count: int) -> float:
         """cgroup v2: the weight of one of ``count`` guests, which a share by age may be a part of."""
@@ -52,7 +53,9 @@ class GuestShare:
 
     def apply(self) -> None:
         """Set what is not set yet."""
-        states = [k.state for k in self.guests.keepers() if k.state and k.state.host_pid and k.state.home != self.home]
+        kept = [k.state for k in self.guests.keepers() if k.state and k.state.host_pid]
+        self._bring_home({s.host_pid for s in kept if s.home == self.home})
+        states = [s for s in kept if s.home != self.home]
         here = {s.host_pid: s.state == "moving" for s in states}
         self._done = {p: d for p, d in self._done.items() if p in here}
         self._tidy(any(here.values()), bool(here))
@@ -71,6 +74,16 @@ class GuestShare:
                     self._done[pid] = wanted
                     self.how = f"as everybody: {e.filename}: {e.strerror}"
                     log.warning("guests keep their usual share of the CPU: %s: %s", e.filename, e.strerror)
+
+    def _bring_home(self, pids: set[int]) -> None:
+        """Guests that came home were started by us, but are this node's work."""
+        if (work := cgroup.work_group()) is not None:
+            for pid in pids - self._home_again:
+                with contextlib.suppress(OSError):
+                    for p in Cgroup(cgroup.of(pid)).procs():
+                        if not _is_inside(p, work.name):
+                            _put(work / "cgroup.procs", str(p))
+        self._home_again = pids
 
     def _tidy(self, moving: bool, here: bool) -> None:
         for name, used in ((MOVING, moving), (GROUP, here)):
@@ -121,7 +134,9 @@ def _is_inside(pid: int, group: str) -> bool:
 
 
 def _v1_group() -> Path | None:
-    """Our own group in the v1 cpu hierarchy, below which our guests' lie; None where there is none."""
+    """The group of this node in the v1 cpu hierarchy, below which our guests' lie; None where there is none."""
+    if (work := cgroup.work_group()) is not None:
+        return work
     mine = ""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, names, path = line.split(":", 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from mig import paths
+from mig.kernel import cgroup
 from mig.kernel.pidfd import boot_id
 
 _INITIAL_PIDNS = 0xEFFFFFFC
@@ -24,6 +25,8 @@ machine has 1.09 (six measurements: 1.09 to 1.11)."""
 @functools.cache
 def own_cgroup(controller: str) -> Path | None:
     """Directory of our own cgroup for a v1 controller, or of the v2 hierarchy with ""; None where that is not mounted or is the root."""
+    if controller in ("cpu", "cpuacct") and (work := cgroup.work_group()) is not None:
+        return work
     mine = ""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, names, path = line.split(":", 2)

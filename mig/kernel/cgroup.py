@@ -55,6 +55,16 @@ def leave_unit(pid: int = 0) -> None:
             helpers.add(pid or os.getpid())
 
 
+WORK = "MIG_CPU_CGROUP"
+"""Environment: the v1 cpu group of this node's work where it is not our own: in a lab, whose nodes have a CPU quota that a node's omdiscd
+and helpers are not under (they come first on a real machine, by their nice value, and a quota stops everybody alike)."""
+
+
+def work_group() -> Path | None:
+    """See :data:`WORK`; None where it is our own."""
+    return Path(d) if (d := os.environ.get(WORK)) else None
+
+
 class Cgroup:
     """One directory of the hierarchy; the object holds no state of its own, so any number may stand for the same group."""
 

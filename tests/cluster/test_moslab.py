@@ -289,7 +289,9 @@ def test_link_and_speed(own_lab: Callable[..., Any]) -> None:
     full = 0.9 * len(os.sched_getaffinity(0)) / 2
     assert [n["cpus"] for n in json.loads(lab.moslab("status", "--json").stdout)["nodes"]] == pytest.approx([full, full / 2], abs=0.01)
     v1 = limits.v1_cpu()
-    quota = (v1 / f"moslab-{lab.name}/n2/cpu.cfs_quota_us" if v1 else lab.lab.cgroup.path / "n2/cpu.max").read_text().split()[0]
+    quota = (
+        (v1 / f"moslab-{lab.name}/n2/{limits.WORK}/cpu.cfs_quota_us" if v1 else lab.lab.cgroup.path / "n2/cpu.max").read_text().split()[0]
+    )
     assert int(quota) == pytest.approx(full / 2 * limits.PERIOD_US, abs=100)
     config = lab.run("n2", "cat /etc/mig/omdiscd.toml").stdout.splitlines()
     assert {'name = "n2"', "speed = 0.5", 'auto = "all"', "gossip_s = 0.5", "allow_root_guests = true"} <= set(config)

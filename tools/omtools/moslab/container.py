@@ -91,6 +91,8 @@ def _launcher(lab: Lab, node: Node, disk: Disk | None, report: int) -> NoReturn:
         os.setsid()
         socket.sethostname(node.name)
         _make_tree(lab, node, directory)
+        if limits.v1_cpu() is not None:
+            Path(init.CPU_WORK, "cgroup.procs").write_text("0")
         _write_files(lab, node, disk)
         _become_init(listener, report)
     except BaseException as e:

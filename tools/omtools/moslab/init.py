@@ -30,6 +30,8 @@ from typing import Any, NoReturn
 
 STATE = "/run/moslab"
 """The node's own directory: ``init.log``, ``omdiscd.log``, ``omdiscd.pid``, ``out/PID``."""
+CPU, CPU_WORK = "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu/work"
+"""The v1 cpu group of this node, where there is one, and that of all but omdiscd (see limits.py)."""
 TO_GROUP = 128
 DAEMON_GRACE_S = 5.0
 MAX_FRAME = 16 << 20
@@ -282,7 +284,17 @@ def daemon(conn: socket.socket, request: Request) -> None:
             if time.monotonic() > deadline:
                 os.kill(old, signal.SIGKILL)
             time.sleep(0.01)
-    pid = start(request, lambda identity: _output(f"{STATE}/omdiscd.log", identity), orphan=True)
+    limited = os.path.isdir(CPU_WORK)
+    if limited:
+        request["env"]["MIG_CPU_CGROUP"] = CPU_WORK
+
+    def stdio(identity: Identity) -> list[int]:
+        if limited:
+            with open(f"{CPU}/cgroup.procs", "w", encoding="ascii") as f:
+                f.write("0")  # itself: out of the quota
+        return _output(f"{STATE}/omdiscd.log", identity)
+
+    pid = start(request, stdio, orphan=True)
     with open(f"{STATE}/omdiscd.pid", "w", encoding="ascii") as f:
         f.write(f"{pid} {start_time(pid) or '-'}")
     send(conn, pid=pid)
