@@ -68,3 +68,41 @@ def test_mean_slowdown_of_a_mix_of_jobs(own_lab: Any, tmp_path_factory: pytest.T
             lab.kill(node.name)
     (tmp_path_factory.getbasetemp() / "mix.json").write_text(json.dumps(result))
     assert result["economy"] < result["none"] and result["economy, shares by age"] < result["none"], result
+
+
+LONG, SHORT, OLD_S = 4, 20, 8.0
+"""Loops without end, jobs of one CPU second, and the CPU seconds that each loop has had before the first of them."""
+
+
+def mean_of_short_ones(lab: Any, quota: float) -> float:
+    """Mean slowdown of short jobs that come while long ones keep the node busy."""
+    (lab.path("n1", "/root") / "busy.py").write_text(BUSY)
+    loops = [lab.spawn("n1", ["mosrun", "-q", "python3", "/root/busy.py", "100000"]) for _ in range(LONG)]
+
+    def old() -> bool:
+        rows = json.loads(lab.run("n1", "mosps --json", check=True).stdout)
+        return all(float(r["cpu_s"]) > OLD_S for r in rows if r["pid"] in loops)
+
+    lab.wait_for(old, timeout=300, what="the loops are old")
+    rng, started = random.Random(2), []
+    for _ in range(SHORT):
+        time.sleep(rng.expovariate(1 / 3))
+        started.append((time.time(), lab.spawn("n1", ["mosrun", "-q", "python3", "/root/busy.py", "1"])))
+    slow = []
+    for t, pid in started:
+        text = lab.wait_for(lambda pid=pid: len(s := lab.output("n1", pid).split()) == 2 and s, timeout=300, what=f"the end of {pid}")
+        slow.append((float(text[1]) - t) * quota)
+    return sum(slow) / len(slow)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_shares_by_age_let_short_jobs_past_long_ones(own_lab: Any) -> None:
+    """On one node, without moves: what the simulator says of shares by age, with real processes."""
+    result = {}
+    for shares in ("false", "true"):
+        lab = own_lab("--cpus", "0.9", "--set", "policy=none", "--set", f"age_shares={shares}", nodes=1)
+        result[shares] = round(mean_of_short_ones(lab, 0.9), 2)
+        print(f"shares by age {shares}: mean slowdown of the short jobs {result[shares]}", flush=True)
+        lab.kill("n1")
+    assert result["true"] < 0.7 * result["false"], result

@@ -105,13 +105,16 @@ class Guest:
                 return Sample(what, self.mib, number, self._diary.longest(), now, told, prepare, steps)
         raise MigError(f"the move to {to} has no answer")
 
-    def wait_for_all(self) -> float:
-        """Wait until all of its memory has arrived; returns when that was (``time.monotonic``).  Raises :class:`MigError`."""
+    def wait_for_all(self, since: float) -> float:
+        """Wait until all of its memory has arrived; returns when that was (``time.time``), by the event of it: this may be asked later.
+
+        ``since``: when it was ordered to move.  Raises :class:`MigError`.
+        """
         deadline = time.monotonic() + ALL
         while time.monotonic() < deadline:
-            rows = [g for g in self._client.call("guests", all=True)["guests"] if g["pid"] == self.pid]
-            if rows and not any(g.get("arriving") or g["state"] == "settling" for g in rows):
-                return time.monotonic()
+            for e in self._client.call("events", since=since)["events"]:
+                if e["kind"] == "memory" and e["pid"] == self.pid:
+                    return float(e["t"])
             time.sleep(0.02)
         raise MigError(f"the memory of process {self.pid} has not arrived in {ALL:g} s")
 

@@ -72,12 +72,12 @@ def _one(g: lab.Guest, kind: str, mib: int, number: int) -> Link:
     time.sleep(1.0)
     before = g.work() - start
     resident = g.resident()
-    began = time.monotonic()
+    began = time.time()
     moved = g.move(HERE_TO_N2, "n2", number)
     at = g.work()
     time.sleep(1.0)
     first = g.work() - at
-    return Link(kind, mib, number, moved.felt, moved.total, resident, first, before, (g.wait_for_all() - began) * 1e3)
+    return Link(kind, mib, number, moved.felt, moved.total, resident, first, before, (g.wait_for_all(began) - began) * 1e3)
 
 
 def first_second(found: Sequence[Link], mib: int) -> list[float]:
