@@ -74,7 +74,9 @@ def page(rows: list[Row]) -> str:
 _TAIL = """
 Joining a pool of 10,000 takes a node more than 12 s until it knows everybody itself; it is known to all sooner. Loads there are too old
 for the goal of 5 s, which was set for 1,000: a datagram holds a hundred samples. Of 1,000 at 30 % loss half were held for dead by somebody
-for a while, in seven tables each; in the partition the two halves meet again after half a minute. *Not run* cost more than we had.
+for a while, in seven tables each; of memberlist's, in the same 30 s, a fifth, in sixteen tables each. In the partition our two halves meet
+again after half a minute, memberlist's (without its join by TCP, which is replaced here) not at all. False deaths among 10,000 were not
+simulated: each takes more than an hour.
 
 A node that is stalled for longer than it may be suspect and whose kernel does not answer either (a suspended laptop, a paused virtual
 machine) is declared dead; when it wakes up it notices from its clock that it was away, accuses nobody, and refutes.
