@@ -90,6 +90,10 @@ class Evictor:
         me = self.targets.me().name
         return [k for k in self.guests.keepers() if k.state and k.state.host_pid and k.state.home != me]
 
+    def stands(self, s: GuestState) -> bool:
+        """Whether it stands frozen, as nobody could take it; also while that is tried again."""
+        return s.state == "frozen" or (s.state == "moving" and s.host_pid in self.stuck and bool(self.wanted))
+
     def running(self) -> int:
         """How many of them still run, or move."""
         return sum(1 for k in self.here() if k.state and k.state.state != "frozen")

@@ -149,7 +149,7 @@ class Owner:
             "rejoin_after": self.config.rejoin_after, "idle_s": round(idle, 1) if idle < 1e9 else None, "guest_share": self.share.how,
             "guests": self.evictor.running(), "frozen": [
                 {"pid": k.state.pid, "home": k.state.home, "comm": k.state.comm, "reasons": self.evictor.stuck.get(k.state.host_pid, [])}
-                for k in self.evictor.here() if k.state and k.state.state == "frozen"
+                for k in self.evictor.here() if k.state and self.evictor.stands(k.state)
             ],
             "sessions": [
                 {"user": s.user, "service": s.service, "tty": s.tty, "host": s.host, "pid": s.pid, "console": s.console, "source": s.source,

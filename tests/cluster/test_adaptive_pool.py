@@ -220,7 +220,7 @@ def test_who_cannot_be_taken_by_anybody_stands_frozen_and_goes_on_afterwards(des
         s.do("import os, time; k = os.fork(); k or (os.fork() or time.sleep(1000)) and os._exit(0); k and os.waitpid(k, 0)")
         visitor = desk.spawn("n2", ["su", "-", "ann", "-c", "sleep 60"])
         wait_state(desk, "out", GONE)
-        (frozen,) = logins.pool(desk, "n2")["frozen"]
+        (frozen,) = desk.wait_for(lambda: logins.pool(desk, "n2")["frozen"], what="it stands frozen")
         assert frozen["pid"] == s.pid and "has lost its parent" in frozen["reasons"][0], frozen
         desk.wait_for(lambda: row(desk, s.pid)["state"] == "frozen", what="home knows")
         s.begin("6 * 7")
