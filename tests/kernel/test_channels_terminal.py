@@ -18,7 +18,7 @@ from tests.kernel.channels_lab import connection, in_loop, until
 # The process that stands at home for the guest (argument: who has the terminal first); a line "f" or "b" gives and takes the terminal,
 # "o" starts, or ends, another process of its job.
 DEPUTY = """
-import fcntl, os, signal, sys, termios
+import fcntl, os, select, signal, sys, termios
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGTTOU, signal.SIG_IGN)
@@ -29,12 +29,10 @@ pid = os.fork()
 if pid == 0:
     os.close(w)
     os.setpgid(0, 0)
-    while True:
-        try:
-            os.read(r, 1)
-            os._exit(0)
-        except InterruptedError:
-            pass
+    # not for ever: a signal in the moment before the call would be told of only after it
+    while not select.select([r], [], [], 0.1)[0]:
+        pass
+    os._exit(0)
 os.setpgid(pid, pid)
 other = 0
 sys.stderr.write(f"{pid}\\n")
