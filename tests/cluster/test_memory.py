@@ -109,12 +109,15 @@ def kill(lab: Any, node: str, *pattern: str) -> int:
     return int(r.stdout or 0)
 
 
-def test_page_source_pager_and_guardian_die_and_no_byte_is_wrong(lab: Any, block: Block) -> None:
-    """Each of them with -9, while pages are on their way."""
+def test_page_source_pager_and_guardian_die_and_no_byte_is_wrong(lab: Any, block: Block, faults: Faults) -> None:
+    """Each of them with -9, while pages are on their way: half has come, and the pager stands still."""
+    faults.set("n2", "mid_postcopy", "hang")
     move(lab, block.pid, "n2", "post-copy")
+    faults.wait("n2", "mid_postcopy")
     assert kill(lab, "n1", "mig.memory.source_main")
     time.sleep(0.2)
     assert kill(lab, "n2", "mig.memory.pager_main"), "memory was still arriving"
+    faults.clear("n2", "mid_postcopy")
     block.verified()
     arrived(lab, block.pid, 1)
     assert where(lab, block.pid) == "n2"
