@@ -21,8 +21,6 @@ from mig.memory import hide
 _NAMESPACES = ("ipc", "uts", "pid", "time_for_children", "mnt")
 _OPTIONAL = "time_for_children"  # since Linux 5.6
 _CLOCKS = "timens-0.img"
-READS = "135"
-"""CRIU_FAULT in the environment: CRIU's FI_DONT_USE_PAGEMAP_SCAN, by which tests have it read the page map as older ones do."""
 
 
 def _enter(cell_init: int) -> None:
@@ -117,7 +115,7 @@ def _serve(task: dict[str, Any], sock: socket.socket) -> None:
     img_fd = task["img_fd"]
     env = {"MIG_FAKE": str(img_fd)} if hides else {}
     worker = Worker.start(base=base, shim=shim, pass_fds=[img_fd] if hides else [], env=env)
-    hider = _Hider(img_fd, reads=not pagemap.scans() or worker.major < 4 or os.environ.get("CRIU_FAULT") == READS)
+    hider = _Hider(img_fd, reads=not pagemap.scans() or worker.major < 4)
     wire.send(sock, op="started")
     try:
         while (m := wire.recv(sock))["op"] == "look":
