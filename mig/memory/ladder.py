@@ -26,13 +26,11 @@ WORTH_PRECOPY = 64 << 20
 @dataclass(frozen=True)
 class Situation:
     """``hideable``: bytes of memory that can be left out; ``record_locks``: the process holds POSIX locks; ``lazy``: userfaultfd and
-    CRIU's lazy restore are there on this node; ``tracking``: writes can be tracked here;
-    ``no_shim``: why CRIU cannot be made to leave anything out."""
+    CRIU's lazy restore are there on this node; ``no_shim``: why CRIU cannot be made to leave anything out."""
 
     hideable: int
     record_locks: bool = False
     lazy: bool = True
-    tracking: bool = False
     no_shim: str = ""
 
 
@@ -51,13 +49,9 @@ def choose(wanted: str, s: Situation) -> tuple[Mode, str]:
     if wanted == "post-copy":
         return "post-copy", ""
     if wanted in ("pre-copy-only", LEAVING):
-        if not s.tracking:
-            return "full", "writes cannot be tracked on this node, and nothing may stay behind"
         if wanted == LEAVING and s.hideable < WORTH_PRECOPY:
             return "full", f"only {s.hideable >> 20} MiB could be sent before the freeze, and {_GOES_DOWN}"
         return "pre-copy-only", _GOES_DOWN if wanted == LEAVING else ""
-    if not s.tracking:
-        return "post-copy", "writes cannot be tracked on this node"
     if wanted == "auto" and s.hideable < WORTH_PRECOPY:
         return "post-copy", f"only {s.hideable >> 20} MiB could be sent before the freeze"
     return "pre-copy", ""

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 import lz4.block
 import zstandard
 
-from mig.memory.frames import PAGE, Codec
+from mig.memory.frames import Codec
 
-ZERO_PAGE = bytes(PAGE)
 WORTH = 0.9
 """A chunk is sent as it is unless its packed form is under this part of it: unpacking costs the destination something too."""
 ZSTD_LEVEL = 1
@@ -79,18 +78,6 @@ class Unpacker:
         if len(out) != length:
             raise PackingError(f"a chunk of {length} bytes unpacks to {len(out)}")
         return out
-
-
-def split_zero(chunk: bytes | memoryview) -> list[tuple[bool, int, int]]:
-    """Runs ``(is zero, from, to)`` of whole pages, offsets into the chunk: zero pages need not be sent."""
-    runs: list[tuple[bool, int, int]] = []
-    for at in range(0, len(chunk), PAGE):
-        zero = chunk[at : at + PAGE] == ZERO_PAGE
-        if runs and runs[-1][0] == zero:
-            runs[-1] = (zero, runs[-1][1], at + PAGE)
-        else:
-            runs.append((zero, at, at + PAGE))
-    return runs
 
 
 @dataclass

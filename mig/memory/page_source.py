@@ -102,9 +102,11 @@ class PageSource:
             raise SourceLost(str(answer.get("error")))
         return answer
 
-    async def rounds(self, processes: list[tuple[int, int, Ranges]], *, limit_bps: int, max_rounds: int) -> dict[str, Any]:
+    async def rounds(
+        self, processes: list[tuple[int, int, Ranges]], *, limit_bps: int, max_rounds: int, to_the_end: bool
+    ) -> dict[str, Any]:
         """Pre-copy (index, pid, ranges); returns rounds, wire, bytes.  Raises :class:`SourceLost`."""
-        return await self._ask(op="rounds", processes=processes, limit_bps=limit_bps, max_rounds=max_rounds)
+        return await self._ask(op="rounds", processes=processes, limit_bps=limit_bps, max_rounds=max_rounds, to_the_end=to_the_end)
 
     def open(self, pids: list[int]) -> dict[int, int]:
         """The processes stand frozen: hold on to their address spaces, whatever becomes of them.  Returns the index of each that lives."""

@@ -48,7 +48,7 @@ class PostCopy:
         if self.mode != "post-copy":
             ranges = await asyncio.gather(*(asyncio.to_thread(_hideable, p) for p in self.pids))
             processes = [(i, p, r) for i, (p, r) in enumerate(zip(self.pids, ranges, strict=True)) if r]
-            done = await self.source.rounds(processes, limit_bps=self.limit_bps, max_rounds=MAX_ROUNDS)
+            done = await self.source.rounds(processes, limit_bps=self.limit_bps, max_rounds=MAX_ROUNDS, to_the_end=self.to_the_end)
             self.moved = Moved(bytes=int(done["wire"]), rounds=int(done["rounds"]))
             if not self.moved.rounds:
                 self.mode, self.why = self.mode if self.to_the_end else "post-copy", str(done["why"])

@@ -6,14 +6,18 @@ It runs in the page source's process (:mod:`mig.memory.source_main`), in a threa
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mig.memory.fingerprints import Fingerprints
 from mig.memory.frames import Range
 
 log = logging.getLogger(__name__)
 
+WATCHING = "MIG_TRACKING"
+"""Environment of omdiscd: ``compare`` finds out what was written as on a kernel that does not tell."""
 MAX_ROUNDS = 8
 """Rounds before the freeze at the most; as a rule one that shrinks by less than a fifth is the last."""
 
@@ -44,7 +48,10 @@ class Rounds:
 
 
 class Tracker(Protocol):
-    """One move's pre-copy."""
+    """One move's pre-copy.  ``known``: what the store has got; ``why``: what was left out."""
+
+    known: Fingerprints
+    why: str
 
     def rounds(self) -> Rounds:
         """Send pages while the processes run, until another round does not pay or :meth:`stop` was called."""
@@ -67,6 +74,7 @@ class NoTracking:
 
     def __init__(self, why: str = "") -> None:
         self.why = why
+        self.known = Fingerprints()
 
     def rounds(self) -> Rounds:
         """Nothing is sent."""
@@ -87,25 +95,28 @@ class NoTracking:
         """Nothing to close."""
 
 
-def available() -> bool:
-    """Whether writes can be tracked on this node."""
-    from mig.memory import written
+def start(processes: Sequence[Process], sink: Sink, *, limit_bps: int = 0, max_rounds: int = 0, to_the_end: bool = False) -> Tracker:
+    """Begin to track ``processes``.  ``limit_bps``: bits a second at the most, 0 without bound; ``max_rounds``: 0 for no pre-copy;
+    ``to_the_end``: what stays behind travels inside the freeze.
 
-    return written.available()
-
-
-def start(processes: Sequence[Process], sink: Sink, *, limit_bps: int = 0, max_rounds: int = 0) -> Tracker:
-    """Begin to track ``processes``.  ``limit_bps``: bits a second at the most, 0 without bound; ``max_rounds``: 0 for no pre-copy.
-
-    Never fails for lack of a trick: where writes cannot be tracked there is no pre-copy, and the log says why.
+    Never fails for lack of a trick: where the kernel does not tell what was written, memory is read and compared; where that is impossible
+    too there is no pre-copy, and the log says why.
     """
-    from mig.memory import tracker  # which imports this module
+    from mig.memory import compared, copier, tracker  # which import this module
     from mig.memory.rounds import Policy
 
     if not max_rounds:
         return NoTracking()
+    policy = Policy(max_rounds=max_rounds, to_the_end=to_the_end)
+    why = f"{WATCHING} says so"
     try:
-        return tracker.WriteTracker(processes, sink, Policy(max_rounds=max_rounds), limit_bps / 8)
-    except tracker.CannotTrack as e:
+        if os.environ.get(WATCHING) != "compare":
+            return tracker.WriteTracker(processes, sink, policy, limit_bps / 8)
+    except copier.CannotTrack as e:
+        why = str(e.strerror)
+    log.info("pre-copy by comparing: %s", why)
+    try:
+        return compared.Comparer(processes, sink, policy, limit_bps / 8)
+    except copier.CannotTrack as e:
         log.info("no pre-copy: %s", e.strerror)
         return NoTracking(str(e.strerror))

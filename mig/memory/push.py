@@ -66,26 +66,27 @@ class PushOrder:
         for t in self.tiers:
             t.drop(start, end)
 
-    def next(self) -> list[tuple[int, int]]:
-        """The next chunk: ranges in order, ``chunk`` bytes in all at the most; empty when everything was given out."""
+    def next(self, size: int = 0) -> list[tuple[int, int]]:
+        """The next chunk: ranges in order, ``size`` bytes (0: ``chunk``) in all at the most; empty when everything was given out."""
+        size = size or self.chunk
         while self._behind:
             start, end = self._behind.pop()  # the last fault first
-            taken = self._take(self.tiers, start, end)
+            taken = self._take(self.tiers, start, end, size)
             if taken:
                 if taken[-1][1] < end:
                     self._behind.append((taken[-1][1], end))
                 return taken
         while len(self.tiers) > 1 and not self.tiers[0]:
             del self.tiers[0]
-        taken = self._take(self.tiers[:1], self._cursor, _TOP) or self._take(self.tiers[:1], 0, _TOP)
+        taken = self._take(self.tiers[:1], self._cursor, _TOP, size) or self._take(self.tiers[:1], 0, _TOP, size)
         if taken:
             self._cursor = taken[-1][1]
         return taken
 
-    def _take(self, tiers: list[Missing], start: int, end: int) -> list[tuple[int, int]]:
+    def _take(self, tiers: list[Missing], start: int, end: int, size: int) -> list[tuple[int, int]]:
         """Out of the tiers: the first chunk of what they have in ``[start, end)``."""
-        left, out = self.chunk, []
-        for a, b in join((p.start, p.end) for t in tiers for p in t.ahead(start, end, self.chunk, PIECES))[:PIECES]:
+        left, out = size, []
+        for a, b in join((p.start, p.end) for t in tiers for p in t.ahead(start, end, size, PIECES))[:PIECES]:
             b = min(b, a + left)
             for t in tiers:
                 t.drop(a, b)

@@ -21,7 +21,7 @@ The rules of the kernel that a caller has to keep (``fs/userfaultfd.c``), or a p
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -249,7 +249,33 @@ def join(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def subtract(ranges: Iterable[tuple[int, int]], without: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """The parts of ``ranges`` that are not in ``without``, in order, joined."""
-    m = Missing(join(ranges))
-    for start, end in without:
-        m.drop(start, end)
-    return join((p.start, p.end) for p in m)
+    out: list[tuple[int, int]] = []
+    gone = join(without)
+    at = 0
+    for start, end in join(ranges):
+        while at < len(gone) and gone[at][1] <= start:
+            at += 1
+        k = at
+        while k < len(gone) and gone[k][0] < end:
+            if start < gone[k][0]:
+                out.append((start, gone[k][0]))
+            start = gone[k][1]
+            k += 1
+        if start < end:
+            out.append((start, end))
+    return out
+
+
+def intersect(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is in both of two lists of ranges, each in order and without overlaps."""
+    out = []
+    i = j = 0
+    while i < len(one) and j < len(other):
+        start, end = max(one[i][0], other[j][0]), min(one[i][1], other[j][1])
+        if start < end:
+            out.append((start, end))
+        if one[i][1] < other[j][1]:
+            i += 1
+        else:
+            j += 1
+    return out

@@ -23,7 +23,10 @@ from typing import Any
 from mig import logs, wire
 from mig.kernel import libc, pagemap
 from mig.memory import frames, precopy
-from mig.memory.frames import PAGE, Kind, Range
+from mig.memory.fingerprints import Fingerprints
+from mig.memory.frames import CHUNK, PAGE, Kind, Range
+from mig.memory.push import WIDEST
+from mig.memory.pusher import Memory, MemoryLost, Pusher
 from mig.memory.ranges import subtract
 from mig.memory.sender import Sender
 from mig.memory.todo import Todo
@@ -40,33 +43,16 @@ SEND_BUFFER = 64 << 10
 _ZERO = bytes(PAGE)
 
 
-class MemoryLost(Exception):
-    """The process whose memory we serve is gone."""
+class Store:
+    """The destination's page store, as one connection fills it.  What is known of it is true of this connection alone: what was sent on one
+    that broke may never have come."""
 
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
 
-class Memory:
-    """One process's: descriptors of its mem and pagemap, the hidden ranges, and pages as they were before its exit changed them."""
-
-    def __init__(self, mem: int, maps: int, ranges: list[tuple[int, int]], saved: dict[int, bytes]) -> None:
-        self.mem, self.maps, self.ranges, self.saved = mem, maps, ranges, saved
-
-    def read(self, addr: int, length: int) -> bytes:
-        """Raises :class:`MemoryLost`."""
-        try:
-            b = os.pread(self.mem, length, addr)
-        except OSError as e:
-            raise MemoryLost(f"{length} bytes at {addr:#x} cannot be read: {e}") from e
-        if len(b) != length:
-            raise MemoryLost(f"its memory is gone ({len(b)} of {length} bytes at {addr:#x})")
-        for at, page in self.saved.items():
-            if addr <= at < addr + length:
-                b = b[: at - addr] + page + b[at - addr + PAGE :]
-        return b
-
-    def close(self) -> None:
-        """Let go."""
-        os.close(self.mem)
-        os.close(self.maps)
+    def store(self, index: int, addr: int, contents: memoryview) -> int:
+        """As :class:`mig.memory.precopy.Sink`."""
+        return self.sender.send(Kind.STORE, index, addr, contents)
 
 
 class PageSource:
@@ -80,8 +66,8 @@ class PageSource:
         self.lock = threading.Lock()
         self.ready = threading.Event()
         self.marked = threading.Event()
-        self.current: list[Range] = []
-        self.marked_on: socket.socket | None = None
+        self.current: list[Range] = []  # of the store, told to the destination
+        self.filled: Store | None = None
         self.push_conn: socket.socket | None = None
         self.sender: Sender | None = None
         self.connected = threading.Event()
@@ -121,18 +107,24 @@ class PageSource:
         try:
             if not self.connected.wait(10):
                 raise OSError("the destination's pager has not connected")
-            self.tracker = precopy.start(processes, self, limit_bps=int(m["limit_bps"]), max_rounds=int(m["max_rounds"]))
+            if (sender := self.sender) is None:
+                raise OSError("the connection to the destination's pager is lost")
+            self.filled = Store(sender)
+            self.tracker = precopy.start(
+                processes,
+                self.filled,
+                limit_bps=int(m["limit_bps"]),
+                max_rounds=int(m["max_rounds"]),
+                to_the_end=bool(m["to_the_end"]),
+            )
             done = self.tracker.rounds()
         except OSError as e:
             self._say("failed", error=str(e))
+        except Exception as e:  # whoever waits for us must not wait for ever
+            log.exception("pre-copy")
+            self._say("failed", error=f"{type(e).__name__}: {e}")
         else:
-            self._say("done", rounds=done.rounds, wire=done.wire, bytes=done.bytes, why=getattr(self.tracker, "why", ""))
-
-    def store(self, index: int, addr: int, contents: memoryview) -> int:
-        """As :class:`mig.memory.precopy.Sink`."""
-        if self.sender is None:
-            raise OSError("the connection to the destination's pager is lost")
-        return self.sender.send(Kind.STORE, index, addr, contents)
+            self._say("done", rounds=done.rounds, wire=done.wire, bytes=done.bytes, why=self.tracker.why)
 
     # -- from the freeze on ----------------------------------------------------------------------------------------------------
 
@@ -152,15 +144,16 @@ class PageSource:
 
     def _mark(self) -> None:
         """Beside the restore: what the store has is current, so that the first faults find it there."""
-        s = self.push_conn
         try:
-            self.current = self.tracker.current(self.processes)
-            if s is not None:
-                for r in self.current:
-                    self._note(s, Kind.STORED, r.process, r.start, r.end)
-                self.marked_on = s
+            if self.filled is not None:
+                current = self.tracker.current(self.processes)
+                push = Pusher(self.filled.sender, self.tracker.known, self.memories)
+                for r in current:
+                    push.note(Kind.STORED, r.process, r.start, r.end)
+                push.flush()
+                self.current = current
         except OSError:
-            pass  # the connection is made again, and it is told there
+            pass  # that connection is broken, and what it carried does not count
         finally:
             self.marked.set()
 
@@ -215,7 +208,7 @@ class PageSource:
                 raise wire.WireError(f"a page was asked for that is not ours: {addr:#x} of process {index}")
             page = memory.read(addr, PAGE)
             with self.lock:
-                self.todo.fault(index, addr, PAGE)
+                self.todo.fault(index, addr)
             if page == _ZERO:
                 s.sendall(frames.note(Kind.ZERO, index, addr, addr + PAGE))
             else:
@@ -235,43 +228,50 @@ class PageSource:
         began = time.monotonic()
         missing = m.get("missing")
         wanted = [Range(int(i), int(a), int(b)) for i, a, b in missing] if missing is not None else self._everything()
-        self._announce(s, wanted, first=missing is None)
-        todo = self.todo
         sender = self.sender if self.sender is not None and self.sender.sock is s else Sender(s)
-        half = todo.bytes // 2
-        while (r := self._take(todo)) is not None:
-            self._send_pages(s, sender, r)
-            if half and faults.enabled and todo.bytes < half:
-                faults.pass_by(Fault.MID_POSTCOPY)
-                half = 0
-            if _readable(s):
-                break  # a last word: the guest has ended
-        else:
-            s.sendall(frames.note(Kind.ALL))
-        m = wire.recv(s)
+        filled = self.filled is not None and self.filled.sender is sender
+        push = Pusher(sender, self.tracker.known if filled else Fingerprints(), self.memories)
+        self._announce(push, wanted, filled=filled)
+        todo = self.todo
+        try:
+            self._push_all(push, todo)
+            m = wire.recv(s)
+        finally:
+            self.sent, self.zeros = self.sent + push.bytes, self.zeros + push.zeros
         log.info("everything sent in %.2f s: %d bytes, %d of zeros", time.monotonic() - began, self.sent, self.zeros)
         self._all(m)
 
-    def _take(self, todo: Todo) -> Range | None:
-        with self.lock:
-            return todo.take()
+    def _push_all(self, push: Pusher, todo: Todo) -> None:
+        half, size = todo.bytes // 2, CHUNK
+        while chunk := self._take(todo, size):
+            size = CHUNK if push.send(chunk) else min(2 * size, WIDEST)  # nothing that a demanded page could have to wait behind
+            if half and faults.enabled and todo.bytes < half:
+                faults.pass_by(Fault.MID_POSTCOPY)
+                half = 0
+            if _readable(push.sender.sock):
+                return  # a last word: the guest has ended
+        push.note(Kind.ALL)
+        push.flush()
 
-    def _announce(self, s: socket.socket, wanted: list[Range], *, first: bool) -> None:
-        """What need not be sent: pages that hold nothing, and what the store has already."""
+    def _take(self, todo: Todo, size: int) -> list[Range]:
+        with self.lock:
+            return todo.take(size)
+
+    def _announce(self, push: Pusher, wanted: list[Range], *, filled: bool) -> None:
+        """What need not be sent: pages that hold nothing, and what the store has already.  ``filled``: on this connection."""
         self.marked.wait()
-        current = self.current if first else []
+        current = self.current if filled else []
         full: list[Range] = []
         for r in wanted:
             at = r.start
             for a, b in pagemap.contents(self.memories[r.process].maps, r.start, r.end):
                 if a > at:
-                    self._note(s, Kind.ZERO, r.process, at, a)
+                    push.note(Kind.ZERO, r.process, at, a)
                 full.append(Range(r.process, a, b))
                 at = b
             if at < r.end:
-                self._note(s, Kind.ZERO, r.process, at, r.end)
-        for r in current if self.marked_on is not s else ():
-            self._note(s, Kind.STORED, r.process, r.start, r.end)
+                push.note(Kind.ZERO, r.process, at, r.end)
+        push.flush()
         rest: list[Range] = []
         for index in self.memories:
             here = subtract(
@@ -280,25 +280,6 @@ class PageSource:
             rest += [Range(index, a, b) for a, b in here]
         with self.lock:
             self.todo = Todo(rest, self.tracker.hot())
-
-    def _note(self, s: socket.socket, kind: Kind, index: int, start: int, end: int) -> None:
-        if kind is Kind.ZERO:
-            self.zeros += end - start
-        s.sendall(frames.note(kind, index, start, end))
-
-    def _send_pages(self, s: socket.socket, sender: Sender, r: Range) -> None:
-        contents = self.memories[r.process].read(r.start, r.end - r.start)
-        at = 0
-        while at < len(contents):
-            zero = contents[at : at + PAGE] == _ZERO
-            end = at + PAGE
-            while end < len(contents) and (contents[end : end + PAGE] == _ZERO) == zero:
-                end += PAGE
-            if zero:
-                self._note(s, Kind.ZERO, r.process, r.start + at, r.start + end)
-            else:
-                self.sent += sender.send(Kind.DATA, r.process, r.start + at, memoryview(contents)[at:end])
-            at = end
 
     def _all(self, m: dict[str, Any]) -> None:
         if m.get("op") != "all":

@@ -21,7 +21,7 @@ from mig.deputy import mend
 from mig.errors import MoveFailed
 from mig.kernel import procfs
 from mig.kernel.cgroup import POLL, Cgroup
-from mig.memory import hide, precopy
+from mig.memory import hide
 from mig.memory.carrier import Carrier, FullDump
 from mig.memory.ladder import Situation, choose
 from mig.memory.postcopy import Members, PostCopy
@@ -68,7 +68,7 @@ class SourceBase:
         able = await asyncio.to_thread(features.probe)
         situation = Situation(
             hideable=await asyncio.to_thread(hide.hideable, members()), record_locks=record_locks,
-            lazy=able.lazy_pages and able.uffd, tracking=precopy.available(), no_shim=await asyncio.to_thread(layout.shim_problem),
+            lazy=able.lazy_pages and able.uffd, no_shim=await asyncio.to_thread(layout.shim_problem),
         )  # fmt: skip
         mode, why = choose(self.wanted[0], situation)
         self.carrier = FullDump(why) if mode == "full" else PostCopy(node, members, mode=mode, why=why, limit_bps=self.wanted[1])

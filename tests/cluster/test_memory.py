@@ -268,3 +268,20 @@ def test_a_link_that_is_cut_while_pages_go_before_the_freeze(lab: Any, block: Bl
     assert move(lab, block.pid, "n2", "pre-copy")["mode"] == "pre-copy"
     block.verified()
     arrived(lab, block.pid, 1)
+
+
+def test_nodes_whose_kernel_does_not_tell_of_writes(own_lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is compared instead, before the freeze and once more after the resume: away, on and home again, in the pause too."""
+    monkeypatch.setenv("MIG_TRACKING", "compare")
+    lab = own_lab(nodes=3)
+    lab.let_move(False)
+    block = Block(lab, "compared")
+    for leg, (to, mode) in enumerate((("n2", "auto"), ("n3", "pre-copy-only"), ("home", "pre-copy")), 1):
+        result = move(lab, block.pid, to, mode)
+        assert result["mode"] == ("pre-copy" if mode == "auto" else mode) and result["rounds"] >= 1
+        block.verified()
+        arrived(lab, block.pid, leg)
+    sent = [int(e["bytes"]) for e in events(lab, block.pid, "memory")]
+    assert all(n < SIZE << 19 for n in sent), f"most of it was in the store: {sent}"
+    assert "pre-copy by comparing" in lab.run("n1", f"cat /run/mig/log/agent-{block.pid}.log").stdout
+    lab.signal("n1", block.pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -15,12 +16,17 @@ import pytest
 
 from mig.kernel import cgroup, libc, procfs
 from mig.kernel.cgroup import Cgroup
-from mig.memory import inject, written
+from mig.memory import inject, precopy, written
+from mig.memory.compared import Comparer
+from mig.memory.copier import CannotTrack
+from mig.memory.fingerprints import Part
 from mig.memory.frames import PAGE, Range
 from mig.memory.hide import read_areas
 from mig.memory.precopy import Process
+from mig.memory.ranges import intersect
+from mig.memory.reader import batches
 from mig.memory.rounds import Policy
-from mig.memory.tracker import CannotTrack, WriteTracker, batches, intersect
+from mig.memory.tracker import WriteTracker
 from tests.guests.build import Guests, build
 from tests.kernel.deputy_lab import NANOSLEEP, until
 
@@ -137,6 +143,79 @@ def test_what_is_called_current_is_what_a_churning_process_holds(guests: Guests,
             tracker.close()
         assert not tracked(g.pid)
     assert g.ask("all").endswith("wrong=0")
+
+
+def test_comparing_finds_what_a_churning_process_holds(guests: Guests, run: Callable[..., Run], tmp_path: Path) -> None:
+    """As on a kernel that does not tell of writes: a page that reads the same at the freeze is in the store so, and most are."""
+    g = run(guests.churn, "-m", 24, "-t", 3, "-f", tmp_path / "file")
+    assert g.line().endswith(f"ready pid={g.pid}")
+    store = Store()
+    comparer = Comparer([process(g.pid)], store, Policy(max_rounds=3, to_the_end=True))
+    try:
+        sent = comparer.rounds()
+        assert sent.rounds and sent.bytes > 24 * MIB
+        time.sleep(0.1)
+        g.group.freeze()
+        try:
+            assert comparer.current([process(g.pid)]) == [], "nobody has watched it between the look and the freeze"
+            same = 0
+            for start, end in hidden(g.pid):
+                for at in range(start, end, MIB):
+                    now = libc.process_vm_readv(g.pid, at, min(MIB, end - at))
+                    for part, a, b in comparer.known.split(0, at, now):
+                        if part is Part.SAME:
+                            same += b - a
+                            assert all(store.pages[0, at + x] == now[x : x + PAGE] for x in range(a, b, PAGE))
+            assert same >= 24 * MIB  # what only waits
+        finally:
+            g.group.thaw()
+    finally:
+        comparer.close()
+    assert g.ask("all").endswith("wrong=0")
+
+
+def test_where_the_kernel_does_not_tell_memory_is_compared(
+    guests: Guests, run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PAGEMAP_SCAN answers as before Linux 6.7."""
+
+    def no_scan(*_: object, **__: object) -> Iterator[object]:
+        raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+
+    g = run(guests.verify, "-m", 16, "-p", 1000)
+    g.line()
+    monkeypatch.setattr("mig.kernel.pagemap.scan", no_scan)
+    tracker = precopy.start([process(g.pid)], store := Store(), max_rounds=3)
+    try:
+        assert isinstance(tracker, Comparer)
+        assert tracker.rounds().bytes >= 16 * MIB and len(store.pages) >= 16 * MIB // PAGE
+    finally:
+        tracker.close()
+    assert g.ask("all").endswith("wrong=0")
+
+
+def test_what_is_written_and_holds_what_it_held_is_not_sent_again(run: Callable[..., Run]) -> None:
+    """Like counts of references: every page is written all the time, and none is another."""
+    code = (
+        "import time; x = bytearray(b'x' * (48 << 20)); print('up', flush=True)\n"
+        "while True:\n for at in range(0, len(x), 4096): x[at] = 120\n"
+    )
+    g = run(sys.executable, "-c", code)
+    assert g.line() == "up"
+    tracker = WriteTracker([process(g.pid)], store := Store(), Policy(max_rounds=5), bytes_per_s=64 * MIB)
+    try:
+        sent = tracker.rounds()
+        assert 48 * MIB <= sent.bytes < 60 * MIB, "once each"
+        g.group.freeze()
+        try:
+            now = dict.fromkeys((addr for _, addr in store.pages), Part.SEND)
+            for addr in now:
+                ((now[addr], _, _),) = tracker.known.split(0, addr, libc.process_vm_readv(g.pid, addr, PAGE))
+            assert list(now.values()).count(Part.SAME) > 40 * MIB // PAGE
+        finally:
+            g.group.thaw()
+    finally:
+        tracker.close()
 
 
 def test_a_program_that_replaced_itself_has_nothing_current(guests: Guests, run: Callable[..., Run]) -> None:

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from mig.criu import features, layout
-from mig.kernel.cgroup import Cgroup
 from mig.memory import hide
 from mig.memory.ladder import Situation, choose
-from mig.migration.source import SourceBase
 
 BIG = 1 << 30
 
@@ -22,25 +13,21 @@ BIG = 1 << 30
 @pytest.mark.parametrize(
     ("wanted", "situation", "mode", "why"),
     [
-        ("auto", Situation(BIG, tracking=True), "pre-copy", ""),
-        ("auto", Situation(BIG), "post-copy", "tracked"),
-        ("auto", Situation(20 << 20, tracking=True), "post-copy", "before the freeze"),
-        ("auto", Situation(1 << 20, tracking=True), "full", "left out"),
-        ("auto", Situation(BIG, tracking=True, record_locks=True), "full", "record locks"),
-        ("auto", Situation(BIG, tracking=True, lazy=False), "full", "userfaultfd"),
-        ("leaving", Situation(BIG, tracking=True), "pre-copy-only", "go down"),
-        ("leaving", Situation(BIG), "full", "tracked on this node, and nothing may stay behind"),
-        ("leaving", Situation(20 << 20, tracking=True), "full", "before the freeze, and its node may go down"),
-        ("leaving", Situation(1 << 20, tracking=True), "full", "left out"),
-        ("leaving", Situation(BIG, tracking=True, record_locks=True), "full", "record locks"),
-        ("pre-copy-only", Situation(1 << 20, tracking=True), "pre-copy-only", ""),
-        ("pre-copy-only", Situation(BIG), "full", "tracked"),
-        ("pre-copy-only", Situation(BIG, tracking=True, lazy=False), "full", "userfaultfd"),
-        ("pre-copy", Situation(BIG, tracking=True, no_shim="there is no shim.so"), "full", "make env"),
-        ("full", Situation(BIG, tracking=True), "full", ""),
-        ("post-copy", Situation(1 << 20, tracking=True), "post-copy", ""),
-        ("pre-copy", Situation(1 << 20, tracking=True), "pre-copy", ""),
-        ("pre-copy", Situation(BIG), "post-copy", "tracked"),
+        ("auto", Situation(BIG), "pre-copy", ""),
+        ("auto", Situation(20 << 20), "post-copy", "before the freeze"),
+        ("auto", Situation(1 << 20), "full", "left out"),
+        ("auto", Situation(BIG, record_locks=True), "full", "record locks"),
+        ("auto", Situation(BIG, lazy=False), "full", "userfaultfd"),
+        ("leaving", Situation(BIG), "pre-copy-only", "go down"),
+        ("leaving", Situation(20 << 20), "full", "before the freeze, and its node may go down"),
+        ("leaving", Situation(1 << 20), "full", "left out"),
+        ("leaving", Situation(BIG, record_locks=True), "full", "record locks"),
+        ("pre-copy-only", Situation(1 << 20), "pre-copy-only", ""),
+        ("pre-copy-only", Situation(BIG, lazy=False), "full", "userfaultfd"),
+        ("pre-copy", Situation(BIG, no_shim="there is no shim.so"), "full", "make env"),
+        ("full", Situation(BIG), "full", ""),
+        ("post-copy", Situation(1 << 20), "post-copy", ""),
+        ("pre-copy", Situation(1 << 20), "pre-copy", ""),
         ("post-copy", Situation(BIG, record_locks=True), "full", "record locks"),
     ],
 )
@@ -106,24 +93,3 @@ def test_what_was_read_before_the_freeze_serves_if_nothing_changed() -> None:
     assert now is not None
     assert [(a.line, a.flags) for a in now] == [(ANON, "VmFlags: rd wr"), (grown, "VmFlags: rd wr ac")]
     assert hide.refresh(before, f"{ANON}\n{ANON.replace('7f', '7e')}\n") is None
-
-
-@pytest.mark.parametrize(
-    ("wanted", "mode"), [("auto", "post-copy"), ("pre-copy", "post-copy"), ("pre-copy-only", "full"), ("leaving", "full")]
-)
-def test_a_kernel_without_pagemap_scan_takes_the_next_rung_and_says_so(wanted: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scan answers as a kernel before 6.7 does; everything else is there."""
-
-    def no_scan(*_: object, **__: object) -> Iterator[object]:
-        raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
-
-    monkeypatch.setattr("mig.kernel.pagemap.scan", no_scan)
-    monkeypatch.setattr(features, "probe", lambda: SimpleNamespace(lazy_pages=True, uffd=True))
-    monkeypatch.setattr(layout, "shim_problem", lambda: "")
-    monkeypatch.setattr(hide, "hideable", lambda pids: BIG)
-    nobody: Any = None
-    source = SourceBase("1-2-3", nobody, Cgroup("/nowhere"), nobody, 1)
-    source.wanted = (wanted, 0)
-    asyncio.run(source.choose_carrier(nobody, dict, record_locks=False))
-    assert source.carrier.mode == mode
-    assert "writes cannot be tracked on this node" in source.carrier.why

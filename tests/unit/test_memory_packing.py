@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 
 import lz4.block
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mig.memory.frames import PAGE, Codec
-from mig.memory.packing import Chooser, Packer, PackingError, Unpacker, pack_best, split_zero
+from mig.memory.packing import Chooser, Packer, PackingError, Unpacker, pack_best
 
 RANDOM = random.Random(1).randbytes(64 << 10)
 TEXT = b"".join(b"object %08d refers to %08d;" % (i, i * 7) for i in range(3000))[: 64 << 10]
@@ -44,14 +43,6 @@ def test_a_frame_of_zstd_without_its_size_is_refused() -> None:
     c = zstandard.ZstdCompressor(write_content_size=False).compressobj()
     with pytest.raises(PackingError):
         Unpacker().unpack(c.compress(bytes(PAGE)) + c.flush(), Codec.ZSTD, PAGE)
-
-
-@given(st.lists(st.booleans(), max_size=20))
-def test_zero_pages_are_found(pages: list[bool]) -> None:
-    chunk = b"".join(bytes(PAGE) if zero else b"\0" * (PAGE - 1) + b"x" for zero in pages)
-    runs = split_zero(memoryview(chunk))
-    assert [zero for zero, a, b in runs for _ in range((b - a) // PAGE)] == pages
-    assert all(x[0] != y[0] and x[2] == y[1] for x, y in pairwise(runs))
 
 
 def measured(link: float, lz4_at: tuple[float, float], zstd_at: tuple[float, float], *, free_core: bool) -> Codec:

@@ -78,25 +78,22 @@ def test_without_a_hint_it_goes_on_from_the_last_fault_and_round_the_corner() ->
     assert starts[0] == MIB + PAGE and starts.index(0) == len([s for s in starts if s > MIB])
 
 
-@given(ranges, ranges, st.lists(st.tuples(st.sampled_from([0, 3, 4]), st.integers(0, 240), st.booleans(), st.booleans()), max_size=40))
-def test_several_processes(left: list[tuple[int, int]], hot: list[tuple[int, int]], others: list[tuple[int, int, bool, bool]]) -> None:
+@given(ranges, ranges, st.lists(st.tuples(st.sampled_from([0, 3, 4]), st.integers(0, 240), st.booleans()), max_size=40))
+def test_several_processes(left: list[tuple[int, int]], hot: list[tuple[int, int]], others: list[tuple[int, int, bool]]) -> None:
     todo = Todo([Range(i, a, b) for i in (0, 3) for a, b in join(left)], [Range(3, a, b) for a, b in hot])
     want = {(i, p) for i in (0, 3) for a, b in left for p in range(a, b, PAGE)}
     while want:
         assert todo.bytes == len(want) * PAGE
         if others:
-            process, page, faulted, more = others.pop()
-            if faulted:
-                todo.fault(process, page * PAGE, PAGE)
-            else:
-                todo.drop(process, page * PAGE, (page + 1) * PAGE)
+            process, page, more = others.pop()
+            todo.fault(process, page * PAGE)
             want.discard((process, page * PAGE))
             if more:
                 continue
-        r = todo.take()
-        if r is None:
+        chunk = todo.take()
+        if not chunk:
             break
-        pages = {(r.process, p) for p in range(r.start, r.end, PAGE)}
+        pages = {(r.process, p) for r in chunk for p in range(r.start, r.end, PAGE)}
         assert pages <= want
         want -= pages
-    assert not want and todo.take() is None
+    assert not want and not todo.take()

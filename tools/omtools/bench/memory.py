@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mig.errors import MigError
+from mig.memory.copier import CannotTrack
 from mig.memory.hide import read_areas
 from mig.memory.precopy import Process
 from mig.memory.rounds import Policy
-from mig.memory.tracker import CannotTrack, WriteTracker
+from mig.memory.tracker import WriteTracker
 from omtools.bench import lab, lazy, table
 from omtools.bench.samples import HERE_TO_N2, LAZY
 from omtools.bench.target import Diary
