@@ -27,11 +27,11 @@ from mig import wire
 from mig.kernel import libc, uffd
 from mig.memory import frames, order
 from mig.memory.eventlog import Closed, EventLog, Note, Opened, Told
-from mig.memory.frames import MAX_PAYLOAD, PAGE, RAW_LENGTH, Codec, Kind
-from mig.memory.packing import PackingError, Unpacker
+from mig.memory.frames import CHUNK, PAGE, RAW_LENGTH, Codec, Kind
+from mig.memory.packing import PackingError
 from mig.memory.ranges import Spaces, join, subtract
-from mig.memory.store import PageStore, files_of
-from mig.memory.stream import Frame, Stream
+from mig.memory.store import PageStore
+from mig.memory.stream import Frame, Stream, Unpacked, raw_length
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +78,7 @@ class Pager:
         self._closed_before = -1
         self._took_over_whole = False
         self._heard_at = time.monotonic()
-        self._unpacker = Unpacker()
-        room = mmap.mmap(-1, MAX_PAYLOAD)
-        self._packed, self._packed_address = memoryview(room), ctypes.addressof(ctypes.c_char.from_buffer(room))
+        self._unpacked = Unpacked()
         self._page = mmap.mmap(-1, FEED)
         self._page_address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
 
@@ -158,8 +156,7 @@ class Pager:
                     self._heard(ours[fd], event)
         if whole:
             self.whole = self.complete = self._took_over_whole = True
-            for index, number in files_of(guardian):
-                self.store.adopt(index, libc.pidfd_getfd(guardian, number))
+            self.store.adopt(guardian)
         for fd in ours.values():
             self.poll.register(fd, select.EPOLLIN)
             uffd.wake(fd, _LOWEST, _HIGHEST - _LOWEST)  # who waits for the dead pager's answer asks again
@@ -256,7 +253,11 @@ class Pager:
         if piece is None:
             self._zero(fd, addr)
         elif self.store.find(index, piece.source, PAGE):
-            self._place_stored(index, piece.source, PAGE)
+            near = self.store.around(index, piece.source)
+            self._place_stored(index, piece.source, PAGE)  # somebody waits
+            for start, end in subtract(near, [(piece.source, piece.source + PAGE)]):
+                for at in range(start, end, FEED):
+                    self._place_stored(index, at, min(FEED, end - at))
         elif self._took_over_whole:
             self._zero(fd, addr)  # neither in its place nor in the store: it holds nothing, as the dead one had been told
         elif self.whole:
@@ -390,7 +391,11 @@ class Pager:
 
     def _frame(self, f: Frame) -> None:
         if f.codec is not Codec.RAW and f.kind in (Kind.DATA, Kind.STORE):
-            f = self._unpack(f)
+            length = raw_length(f)
+            if f.kind is Kind.STORE and length >= CHUNK:
+                self.store.put_packed(f.process, f.addr, length, f.codec, f.payload[RAW_LENGTH.size :])
+                return
+            f = self._unpacked.unpack(f, length)
         match f.kind:
             case Kind.DATA:
                 self.counts["bytes"] += f.length
@@ -409,16 +414,6 @@ class Pager:
             case Kind.ALL:
                 self.complete = True
 
-    def _unpack(self, f: Frame) -> Frame:
-        length = RAW_LENGTH.unpack_from(f.payload)[0] if f.length >= RAW_LENGTH.size else MAX_PAYLOAD + 1
-        if length > MAX_PAYLOAD or length % PAGE:
-            raise wire.WireError(f"a frame of {length} bytes")
-        try:
-            self._packed[:length] = self._unpacker.unpack(f.payload[RAW_LENGTH.size :], f.codec, length)
-        except PackingError as e:
-            raise wire.WireError(str(e)) from e
-        return f._replace(length=length, codec=Codec.RAW, where=self._packed_address, payload=self._packed[:length])
-
     def _are_zero(self, index: int, start: int, end: int) -> None:
         """Nothing is missing there any more: who waits there, or comes later, gets a zero page."""
         spaces = self.spaces[index]
@@ -432,7 +427,11 @@ class Pager:
     # -- the page store --------------------------------------------------------------------------------------------------------
 
     def _place_stored(self, index: int, addr: int, length: int) -> None:
-        self.store.read(index, addr, memoryview(self._page)[:length])
+        try:
+            self.store.read(index, addr, memoryview(self._page)[:length])
+        except PackingError as e:
+            self.say("lost", why=f"the pages at {addr:#x} cannot be read: {e}")
+            raise wire.WireError(str(e)) from e
         self._place(index, addr, self._page_address, length)
         self.store.forget(index, addr, length)
         self.counts["stored"] += length

@@ -1,33 +1,38 @@
 """The page store at the destination: pages that came before the freeze, until it is known whether they are current.
 
-A sparse memfd for each process, in which a page lies at its own address.  Only one process writes and reads it: the pager.  Its guardians
-have it open too, so that another pager finds it where one has died.
+For each process a sparse memfd, in which a page lies at its own address, and the packed chunks (:mod:`mig.memory.packed`), each as it
+came.  Only one process writes and reads them: the pager.  Its guardians have them open too, so that another pager finds them where one has
+died.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
-from mig.memory.frames import Range
-from mig.memory.ranges import Missing
+from mig.kernel import libc
+from mig.memory.frames import CHUNK, Codec, Range
+from mig.memory.packed import Chunks, punch
+from mig.memory.ranges import Missing, subtract
 
-NAME = "mig-pages-"
-"""Before the index, in the name of a file."""
-_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate64.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_PAGES, _PACKED, _INDEX = "pages", "packed", "index"
 
 
-def files_of(pid: int) -> list[tuple[int, int]]:
-    """(index, descriptor) of each file of a store that process ``pid`` has open.  Raises ``OSError`` when it is gone."""
-    out = []
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{fd}")
-        if target.startswith(f"/memfd:{NAME}"):
-            out.append((int(target.removeprefix(f"/memfd:{NAME}").split()[0]), int(fd)))
+def _create(kind: str, index: int) -> int:
+    return os.memfd_create(f"mig-{kind}-{index}", os.MFD_CLOEXEC)
+
+
+def _files_of(pid: int) -> dict[tuple[str, int], int]:
+    """Descriptors of the files of a store that process ``pid`` has open, by kind and index.  Raises ``OSError`` when it is gone."""
+    out = {}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            name = str(fd.readlink()).removeprefix("/memfd:").split()[0].split("-")  # "mig-pages-0 (deleted)"
+            if len(name) == 3 and name[0] == "mig" and name[1] in (_PAGES, _PACKED, _INDEX):
+                out[name[1], int(name[2])] = int(fd.name)
     return out
 
 
@@ -36,19 +41,30 @@ class PageStore:
 
     def __init__(self) -> None:
         self._files: dict[int, int] = {}
+        self._chunks: dict[int, Chunks] = {}
         self._current: dict[int, Missing] = {}
         self.bytes = 0
         """Bytes that were put in, each time counted."""
 
     def put(self, index: int, addr: int, contents: memoryview) -> None:
         """Keep some pages; later ones replace earlier ones."""
+        if (chunks := self._chunks.get(index)) is not None:
+            chunks.drop(addr, addr + len(contents))
         fd = self._files.get(index)
         if fd is None:
-            fd = self._files[index] = os.memfd_create(f"{NAME}{index}", os.MFD_CLOEXEC)
+            fd = self._files[index] = _create(_PAGES, index)
         self.bytes += len(contents)
         while contents:
             n = os.pwrite(fd, contents, addr)
             contents, addr = contents[n:], addr + n
+
+    def put_packed(self, index: int, addr: int, length: int, codec: Codec, payload: memoryview) -> None:
+        """As :meth:`put`, packed: they are unpacked when they are read."""
+        chunks = self._chunks.get(index)
+        if chunks is None:
+            chunks = self._chunks[index] = Chunks(_create(_PACKED, index), _create(_INDEX, index))
+        self.bytes += length
+        chunks.add(addr, length, codec, payload)
 
     def mark(self, index: int, start: int, end: int) -> None:
         """The pages ``[start, end)`` are current: they may be used."""
@@ -64,9 +80,27 @@ class PageStore:
         """All that is here and current of one process."""
         return [(p.start, p.end) for p in self._current.get(index, ())]
 
+    def around(self, index: int, addr: int) -> list[tuple[int, int]]:
+        """Which pages that are here and current it pays to read with the one at ``addr``."""
+        chunks, known = self._chunks.get(index), self._current.get(index)
+        start = addr // CHUNK * CHUNK
+        near = (chunks and chunks.around(addr)) or (start, start + CHUNK)
+        return [(p.start, p.end) for p in known.within(*near)] if known is not None else []
+
     def read(self, index: int, addr: int, into: memoryview) -> None:
-        """Contents of current pages."""
-        got = os.preadv(self._files[index], [into], addr)
+        """Contents of current pages.  Raises :class:`mig.memory.packing.PackingError`."""
+        if (chunks := self._chunks.get(index)) is None:
+            self._read_file(index, addr, into)
+            return
+        for run in chunks.runs(addr, addr + len(into)):
+            part = into[run.start - addr : run.end - addr]
+            if run.chunk is None:
+                self._read_file(index, run.start, part)
+            else:
+                part[:] = chunks.read(run)
+
+    def _read_file(self, index: int, addr: int, into: memoryview) -> None:
+        got = os.preadv(self._files[index], [into], addr) if index in self._files else 0
         if got < len(into):  # the file ends where the last page came
             into[got:] = bytes(len(into) - got)
 
@@ -74,8 +108,10 @@ class PageStore:
         """These pages are where they belong: free them here."""
         if (known := self._current.get(index)) is not None:
             known.drop(addr, addr + length)
+        if (chunks := self._chunks.get(index)) is not None:
+            chunks.drop(addr, addr + length)
         if (fd := self._files.get(index)) is not None:
-            _libc.fallocate64(fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, addr, length)
+            punch(fd, addr, addr + length)
 
     @property
     def held(self) -> int:
@@ -90,15 +126,28 @@ class PageStore:
 
     def keep_current(self) -> None:
         """Free what is not current: from now on whatever the files hold is, so that they can be :meth:`adopt`ed."""
+        for index, chunks in self._chunks.items():
+            chunks.seal(self._current.get(index, Missing()))
         for index, fd in self._files.items():
+            packed = self._chunks[index].held() if index in self._chunks else ()
             at = 0
-            for start, end in [*self.current(index), (os.fstat(fd).st_size, 0)]:
-                if start > at:
-                    _libc.fallocate64(fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, at, start - at)
+            for start, end in [*subtract(self.current(index), packed), (os.fstat(fd).st_size, 0)]:
+                punch(fd, at, start)
                 at = end
 
-    def adopt(self, index: int, fd: int) -> None:
-        """Take over the file of a store that died, which held nothing but what was current."""
+    def adopt(self, pid: int) -> None:
+        """Take over the files of a store that died, which held nothing but what was current: those that process ``pid`` has open.
+        Raises ``OSError``."""
+        files = {key: libc.pidfd_getfd(pid, number) for key, number in _files_of(pid).items()}
+        for (kind, index), fd in files.items():
+            if kind == _PAGES:
+                self._adopt_pages(index, fd)
+            elif kind == _PACKED:
+                chunks = self._chunks[index] = Chunks(fd, files[_INDEX, index])
+                for start, end in chunks.held():
+                    self.mark(index, start, end)
+
+    def _adopt_pages(self, index: int, fd: int) -> None:
         self._files[index] = fd
         at = 0
         while True:
@@ -116,5 +165,8 @@ class PageStore:
         """Free everything."""
         for fd in self._files.values():
             os.close(fd)
+        for chunks in self._chunks.values():
+            chunks.close()
         self._files.clear()
+        self._chunks.clear()
         self._current.clear()

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mig import wire
-from mig.memory.frames import HEAD, MAX_PAYLOAD, Codec, Kind
+from mig.memory.frames import HEAD, MAX_PAYLOAD, PAGE, RAW_LENGTH, Codec, Kind
+from mig.memory.packing import PackingError, Unpacker
 
 _SIZE = 2 * MAX_PAYLOAD
 _AT_ONCE = 256 << 10
@@ -70,3 +71,29 @@ class Stream:
     def close(self) -> None:
         """Close the connection."""
         self.sock.close()
+
+
+def raw_length(f: Frame) -> int:
+    """Bytes of memory in a packed frame; raises :class:`wire.WireError` for what no source of ours sends."""
+    length = int(RAW_LENGTH.unpack_from(f.payload)[0]) if f.length >= RAW_LENGTH.size else MAX_PAYLOAD + 1
+    if not 0 < length <= MAX_PAYLOAD or length % PAGE or f.addr % PAGE:
+        raise wire.WireError(f"a packed frame of {length} bytes at {f.addr:#x}")
+    return length
+
+
+class Unpacked:
+    """Unpacks frames into a buffer of its own at a known address."""
+
+    def __init__(self) -> None:
+        self._unpacker = Unpacker()
+        self._room = mmap.mmap(-1, MAX_PAYLOAD)
+        self._view = memoryview(self._room)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._room))
+
+    def unpack(self, f: Frame, length: int) -> Frame:
+        """The frame with ``length`` bytes of contents, valid until the next call; raises :class:`wire.WireError`."""
+        try:
+            self._view[:length] = self._unpacker.unpack(f.payload[RAW_LENGTH.size :], f.codec, length)
+        except PackingError as e:
+            raise wire.WireError(str(e)) from e
+        return f._replace(length=length, codec=Codec.RAW, where=self._address, payload=self._view[:length])
