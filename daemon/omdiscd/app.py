@@ -180,8 +180,10 @@ class Daemon:
             for t in done - {waiting}:
                 t.result()  # a part never ends by itself: this raises what ended it
         finally:
-            notify("STOPPING=1")
-            if not self.anew:
+            if self.anew:
+                reloading()  # after STOPPING=1 systemd would wait for our end, and kill who started anew after 90 s
+            else:
+                notify("STOPPING=1")
                 me.state = "left"
                 self.discovery.urgent()
             for t in (*tasks, *self._tasks, waiting):
