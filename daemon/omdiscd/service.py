@@ -22,7 +22,8 @@ After=network-online.target time-sync.target
 [Service]
 Type=notify
 ExecStart={program} -n
-ExecReload=/bin/kill -HUP $MAINPID
+# waits until the new values are in force, and fails, saying why, when the file is not valid
+ExecReload={directory}/mosctl reload
 Restart=on-failure
 RestartSec=2
 # a configuration that is not valid does not become valid by trying again
@@ -54,7 +55,8 @@ WantedBy=multi-user.target
 
 def unit() -> str:
     """The unit, for the omdiscd that is running now."""
-    return UNIT.format(program=os.path.abspath(sys.argv[0]))
+    program = os.path.abspath(sys.argv[0])
+    return UNIT.format(program=program, directory=os.path.dirname(program))
 
 
 def notify(text: str) -> None:
@@ -69,7 +71,7 @@ def notify(text: str) -> None:
 
 
 def reloading() -> None:
-    """Tell that a reload begins; READY=1 tells its end."""
+    """Tell that a reload begins, or a start anew in the same process; READY=1 tells its end."""
     notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
