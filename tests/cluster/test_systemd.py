@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.booted import USER, Booted
 from tests.cluster.conftest import LabUnderTest, make_name
 from tests.cluster.helpers import COUNT
+from tests.cluster.logins import LOGINS
 
 DROP_IN = "/etc/systemd/system/omdiscd.service.d/test.conf"
 CONFIG = "/etc/mig/omdiscd.toml"
@@ -180,6 +181,44 @@ def test_sessions_that_logind_knows_are_found_and_their_ends_too(machine: Booted
     log_in(machine)
     machine.sh("kill -KILL $(pgrep -x su)")
     nobody()
+
+
+DESK = """
+for d in usr etc; do [ ! -d %(logins)s/$d ] || cp -a %(logins)s/$d/. /$d/; done
+ldconfig
+cat > /etc/pam.d/mig-desk <<END
+auth required pam_permit.so
+account required pam_permit.so
+session required pam_systemd.so type=x11 class=user
+session optional pam_exec.so seteuid /root/hold
+END
+printf '#!/bin/sh\\n[ "$PAM_TYPE" = open_session ] || exit 0\\nwhile [ -e /run/hold ]; do sleep 0.05; done\\n' >/root/hold
+chmod +x /root/hold; touch /run/hold
+sed -i 's/^rejoin_after.*/rejoin_after = "10s idle"/' %(config)s
+systemctl restart omdiscd
+systemd-run -q --unit=desk pamtester -I tty=:0 mig-desk %(user)s open_session close_session
+"""
+
+
+@pytest.mark.long
+def test_the_idle_hint_of_a_display_lets_the_node_back(machine: Booted) -> None:
+    def becomes(state: str) -> None:
+        machine.lab.wait_for(lambda: machine.pool()["state"] == state, 40, state)
+
+    def hint(idle: str) -> None:
+        session = "/org/freedesktop/login1/session/" + machine.sh("loginctl --no-legend list-sessions | awk '{print $1}'")
+        machine.run("busctl", "call", "org.freedesktop.login1", session, "org.freedesktop.login1.Session", "SetIdleHint", "b", idle)
+
+    machine.sh(DESK % {"logins": LOGINS, "config": CONFIG, "user": USER})
+    becomes("out")
+    hint("true")
+    becomes("in-pool")
+    assert machine.pool()["sessions"][0]["tty"] == ":0", "it is still open"
+    hint("false")
+    becomes("out")
+    machine.sh("rm /run/hold")
+    becomes("in-pool")
+    assert not machine.pool()["sessions"]
 
 
 def test_a_changed_address_is_no_end_for_systemd(machine: Booted) -> None:

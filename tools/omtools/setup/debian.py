@@ -28,7 +28,15 @@ PACKAGES: dict[str, dict[str, str]] = {
     "demo": {"povray": "povray", "povray-includes": "", "povray-examples": ""},
     "bench": {"runc": "runc"},
     # what the tests of logins need is unpacked, not installed: omtools.setup.logins
-    "test": {"zsh": "zsh", "fish": "fish", "groff": "groff"},
+    "test": {
+        "zsh": "zsh",
+        "fish": "fish",
+        "groff": "groff",
+        # a node of the lab is booted by it; on a machine that has another pid 1 it lies there unused
+        "systemd": "/usr/lib/systemd/systemd",
+        "dbus": "dbus-daemon",
+        "libpam-systemd": "",
+    },
     "soak": {"default-jdk-headless": "javac", "povray": "povray", "redis-tools": "redis-check-rdb"},
 }
 _STATUS = Path("/var/lib/dpkg/status")
