@@ -7,6 +7,7 @@ network; so whatever it starts, mounts or makes goes with the lab.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,15 @@ class Booted:
     def __init__(self, lab: Any) -> None:
         assert SYSTEMD.exists(), f"{SYSTEMD} is missing: tools/omtools/setup/bootstrap.sh test"
         self.lab = lab
-        daemon = lab.daemon_pid("n1")
-        lab.run("n1", f"kill {daemon}; tail --pid={daemon} -f /dev/null", check=True)
+        if daemon := lab.daemon_pid("n1"):
+            lab.signal("n1", daemon, signal.SIGTERM)
+        lab.wait_for(lambda: not lab.daemon_pid("n1"), what="the lab's own omdiscd has ended")
         lab.run("n1", _DISK % {"user": USER}, check=True)
         outer = lab.spawn("n1", _BOOT % {"systemd": SYSTEMD})
 
         def first() -> int:
-            below = lab.children("n1", outer)
             assert lab.alive("n1", outer), lab.output("n1", outer)
-            return int(below[0]) if below and lab.path("n1", f"/proc/{below[0]}/comm").read_text() == "systemd\n" else 0
+            return int(lab.run("n1", f"pgrep -x -P {outer} systemd").stdout or 0)
 
         self.pid = lab.wait_for(first, 20, "systemd is pid 1")
         lab.wait_for(lambda: self.show("ActiveState") == "active", 40, "omdiscd is active")
