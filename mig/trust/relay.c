@@ -24,6 +24,8 @@
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -34,9 +36,14 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { BUFFER = 128 << 10, FUSE_BUFFER = (1 << 20) + (64 << 10), FUSE_HEADER = 16, SOCKET_BUFFER = 1 << 20, DIGEST = 32, TEXT = 127, HEADER = 1 + DIGEST + TEXT, ROUNDS = 4, EVENTS = 64 };
+enum { BUFFER = 128 << 10, FUSE_BUFFER = (1 << 20) + (64 << 10), FUSE_HEADER = 16, SOCKET_BUFFER = 1 << 20, DIGEST = 32, TEXT = 127, HEADER = 1 + DIGEST + TEXT, ROUNDS = 4, EVENTS = 64,
+	LOOK_MS = 4000, PROBES = 5, RARELY_MS = 60000 };
+#ifndef TCP_RTO_MAX_MS
+#define TCP_RTO_MAX_MS 44
+#endif
 
 struct order {
 	uint64_t number;
@@ -59,6 +66,7 @@ struct conn {
 	int broken;               /* nothing more can be written to TLS */
 	int told_tls, told_plain; /* the end has been passed on */
 	int again, dead;
+	int often;                /* milliseconds between two probes before they were made rare; 0: they are not */
 	struct buffer up, back;   /* plain to TLS, TLS to plain */
 	struct conn *next;
 };
@@ -437,8 +445,39 @@ static int obey(int control)
 	return 1;
 }
 
+/* What cannot be sent at all (the address or the route is gone, or the peer's window is closed) waits under the probe timer, and the kernel
+ * gives the connection up after net.ipv4.tcp_retries2 (15) probes, whatever TCP_USER_TIMEOUT says: with tries as frequent as ours after half
+ * a minute.  So from the fifth on they are rare, and what can be sent again is tried here. */
+static void look_after(struct conn *c)
+{
+	struct tcp_info info = {0};
+	socklen_t n = sizeof info;
+	int late;
+
+	if (getsockopt(c->tcp, IPPROTO_TCP, TCP_INFO, &info, &n))
+		return;
+	if (info.tcpi_probes)
+		setsockopt(c->tcp, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)); /* sends what waits */
+	late = info.tcpi_probes >= PROBES;
+	n = sizeof c->often;
+	if (late && !c->often && !getsockopt(c->tcp, IPPROTO_TCP, TCP_RTO_MAX_MS, &c->often, &n)) {
+		setsockopt(c->tcp, IPPROTO_TCP, TCP_RTO_MAX_MS, &(int){RARELY_MS}, sizeof(int));
+	} else if (!late && c->often) {
+		setsockopt(c->tcp, IPPROTO_TCP, TCP_RTO_MAX_MS, &c->often, sizeof c->often);
+		c->often = 0;
+	}
+}
+
+static long now_ms(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000L + t.tv_nsec / 1000000;
+}
+
 static void serve(int control)
 {
+	long looked = now_ms();
 	struct epoll_event events[EVENTS], e = {.events = EPOLLIN, .data.ptr = NULL};
 	int open = 1;
 	epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -448,7 +487,7 @@ static void serve(int control)
 		int again = 0;
 		for (struct conn *c = all; c; c = c->next)
 			again |= c->again;
-		int n = epoll_wait(epoll, events, EVENTS, again ? 0 : -1);
+		int n = epoll_wait(epoll, events, EVENTS, again ? 0 : all ? LOOK_MS : -1);
 		for (int i = 0; i < n; i++) {
 			struct conn *c = events[i].data.ptr;
 			if (c && !c->dead)
@@ -463,6 +502,12 @@ static void serve(int control)
 		for (struct conn *c = all; c; c = c->next)
 			if (c->again && !c->dead)
 				pump(c);
+		if (now_ms() - looked >= LOOK_MS) {
+			looked = now_ms();
+			for (struct conn *c = all; c; c = c->next)
+				if (!c->dead)
+					look_after(c);
+		}
 		bury();
 	}
 }

@@ -5,6 +5,7 @@ Several processes are stopped at their fault points, each at another one, and sh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -195,9 +196,32 @@ def test_power_loss_of_the_destination(lab: LabUnderTest, breakdown: Callable[..
     hosted.end(*b.jobs.values())
 
 
-def test_long_cut_while_the_guest_prints(lab: LabUnderTest, programs: Guests) -> None:
-    """Twenty seconds without a link, in the middle of output into a pipe: nothing is missing, doubled or out of order."""
+@contextlib.contextmanager
+def cut(lab: LabUnderTest) -> Iterator[None]:
+    """n2 without a link, for twenty seconds."""
+    lab.cut("n2")
+    time.sleep(20)
+    yield
+    lab.heal("n2")
+
+
+@contextlib.contextmanager
+def no_address(lab: LabUnderTest) -> Iterator[None]:
+    """n2 without its address, as when a cable is pulled on a desktop, for so long that TCP gives up by the number of its probes."""
+    address = lab.run("n2", "ip -4 -o addr show eth0").stdout.split()[3]
+    assert lab.run("n2", ["ip", "addr", "del", address, "dev", "eth0"]).returncode == 0
+    time.sleep(40)
+    yield
+    assert lab.run("n2", ["ip", "addr", "add", address, "dev", "eth0"]).returncode == 0
+
+
+@pytest.mark.parametrize("outage", [cut, no_address])
+def test_outage_while_the_guest_prints(
+    lab: LabUnderTest, programs: Guests, outage: Callable[[LabUnderTest], contextlib.AbstractContextManager[None]]
+) -> None:
+    """In the middle of output into a pipe: nothing is missing, doubled or out of order."""
     command = f"{programs.verify} -b -o 5 -p 1000 -s 26 | cat > /tmp/printed"
+    lab.path(HOME, "/tmp/printed").unlink(missing_ok=True)
     running = enter.Running(lab.lab, lab.lab.node(HOME), ["bash", "-c", command], stdio=[null() for _ in range(3)])
     try:
         printed = lab.path(HOME, "/tmp/printed")
@@ -206,10 +230,8 @@ def test_long_cut_while_the_guest_prints(lab: LabUnderTest, programs: Guests) ->
         assert lab.run(HOME, ["migrate", str(pid), "n2"]).returncode == 0
         size = printed.stat().st_size
         lab.wait_for(lambda: printed.stat().st_size > size, what="it prints from n2")
-        lab.cut("n2")
-        time.sleep(20)
-        assert lab.alive(HOME, pid)
-        lab.heal("n2")
+        with outage(lab):
+            assert lab.alive(HOME, pid)
         assert enter.exit_status(running.wait()) == 0
         lines = printed.read_text().splitlines()
         assert [line.split()[0] for line in lines] == [f"{i:08d}" for i in range(len(lines))]
