@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 
 from mig.config import Config
 from mig.economy import manager, usher, words
+from mig.economy.gaps import Gaps
 from mig.economy.judge import Candidate
 from mig.economy.manager import Ask, Dialogue, Enact
 from mig.economy.policies import Situation, make
+from mig.economy.price import NodeView
 from mig.errors import BadInput, CannotMove, MigError
 from mig.model import NodeInfo
 from omdiscd.candidates import Candidates
@@ -38,6 +41,7 @@ class Balancer:
         self.mover, self.targets, self.events, self.switches = mover, targets, events, switches
         self.candidates = Candidates(config, sampler, guests, jobs, mover, switches)
         self.policy = make(config.policy)
+        self.gaps = Gaps()
         self.shares = Shares(jobs, guests, sampler)
         self._moving: set[asyncio.Task[None]] = set()
         self._rng = random.Random()
@@ -67,7 +71,12 @@ class Balancer:
         return Situation(
             me, others, self.candidates.all(idle=short), self.targets.knobs, len(others) + 1,
             active=self._active(), local=max(0.0, self.sampler.loads.local - k),
+            lasted=self.lasted(me, others),
         )  # fmt: skip
+
+    def lasted(self, me: NodeView, others: list[NodeView]) -> dict[int, float]:
+        """Seconds for which each of ``others`` has been better than ``me``, by id."""
+        return self.gaps.look(time.monotonic(), me, others)
 
     def _active(self) -> int:
         """Moves away from here that are under way; starts are hardly anything to send."""

@@ -28,6 +28,7 @@ async def explain(s: Subject, balancer: Balancer) -> dict[str, Any]:
     reasons = await balancer.why_not(s.body)
     c = balancer.candidate(s.body, s.comm)
     me, nodes = balancer.mover.sampler.mine(), targets.open()
+    lasted = balancer.lasted(me, targets.views())
     rows: list[dict[str, Any]] = []
     best: tuple[float, str] | None = None
     for n in nodes:
@@ -38,14 +39,14 @@ async def explain(s: Subject, balancer: Balancer) -> dict[str, Any]:
         if c.only and n.name not in c.only:
             rows.append({"node": n.name, "pays": False, "short": "not allowed", "why": f"it may run only on {', '.join(sorted(c.only))}"})
             continue
-        v: Verdict = judge(me, live, c, targets.knobs, len(nodes) + 1)
+        v: Verdict = judge(me, live, c, targets.knobs, len(nodes) + 1, lasted=lasted.get(live.id, 0.0))
         rows.append({"node": n.name, "why": words.reason(c, live, v), "short": words.verdict(v), **words.figures(v)})
         if v.pays and (best is None or v.gain > best[0]):
             best = v.gain, n.name
     if reasons:
         end = f"it stays: {reasons[0]}"
     elif best:
-        end = f"it goes to {best[1]}, where it gains {words.seconds(best[0])}"
+        end = f"it goes to {best[1]}, where the pool gains {words.seconds(best[0])}"
     else:
         end = "it stays: no node is better"
     expects = words.expectation(c)

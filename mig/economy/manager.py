@@ -10,7 +10,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from mig.economy.judge import Candidate, Verdict, hold_up, judge
+from mig.economy.judge import NEW_S, Candidate, Verdict, hold_up, judge
 from mig.economy.policies.base import Policy, Situation, Suggestion
 from mig.economy.price import NodeView
 
@@ -38,8 +38,6 @@ class Enact:
 
 AWAY = 0.1
 """Process-seconds per unit of work that another node must be better by: nodes that differ in free memory alone are not worth a journey."""
-NEW_S = 4.0
-"""CPU seconds that a job is expected to need of which nothing is known: what its journey costs others counts against so much work."""
 
 S = TypeVar("S")
 A = TypeVar("A")
@@ -98,7 +96,7 @@ def _one(policy: Policy, s: Situation, live: dict[int, NodeView]) -> Generator[A
                 live[x.target.id] = answer
             t = live[x.target.id]
         assert t is not None
-        v = judge(s.me, t, x.candidate, s.knobs, s.nodes, active=s.active)
+        v = judge(s.me, t, x.candidate, s.knobs, s.nodes, active=s.active, lasted=s.lasts(t))
         if not _wanted(policy, x, t, v, s):
             continue
         enact = Enact(x.candidate, t, v, x.kind)

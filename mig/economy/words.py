@@ -13,7 +13,7 @@ def reason(c: Candidate, target: NodeView, v: Verdict) -> str:
     """Why it goes to ``target``, or stays, in one sentence."""
     rates = f"{v.r_there:.2f} CPU a thread on {target.name}, {v.r_here:.2f} here; saves {v.saved:.2f}, costs there {v.added:.2f}"
     if v.pays:
-        return f"{rates}; expected to gain {v.gain:.1f} s after {c.cpu_s:.1f} s of CPU, {_mib(c.rss)} to send"
+        return f"{rates}; the pool is expected to gain {v.gain:.1f} s after {c.cpu_s:.1f} s of CPU, {_mib(c.rss)} to send"
     if v.why_not == "room":
         return f"stays: {target.name} has no room for {_mib(c.rss)}"
     if v.why_not == "gain":
@@ -39,7 +39,7 @@ def verdict(v: Verdict) -> str:
     if v.why_not == "room":
         return "no room"
     if v.why_not == "gain":
-        return "no faster" if v.r_there <= v.r_here else f"gains {seconds(v.gain + v.cost)}, too little"
+        return "no better" if v.saved <= v.added else f"gains {seconds(v.gain + v.cost)}, too little"
     if v.why_not == "helpers":
         return f"holds up others {seconds(v.held_up)}"
     return f"must save {v.added * (1 + v.epsilon):.2f}"

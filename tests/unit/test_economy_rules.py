@@ -12,6 +12,7 @@ from omdiscd.places import Places
 
 from mig.config import Config
 from mig.economy import efficiency, manager, shares, usher, words
+from mig.economy.gaps import HORIZON_S, Gaps, lasts
 from mig.economy.judge import Candidate, Knobs, judge
 from mig.economy.load import TwoLoads
 from mig.economy.manager import Ask, Enact
@@ -248,6 +249,31 @@ def test_what_the_helpers_of_a_move_take_from_others_counts() -> None:
     assert judge(node(1, 4), many, proc(), k, 2).held_up == pytest.approx(0.5 * 4), "idle CPUs there take nobody's time"
 
 
+def test_what_a_difference_is_worth_depends_on_how_long_it_has_lasted() -> None:
+    """An old process on a slow line: not for an instant's gap, but for one that has lasted; a small one goes at once."""
+    slow = replace(K, bandwidth=12.5e6)
+    here, there, old = node(1, 3), node(2, 1), proc(cpu_s=500.0, rss=400 * MB)
+    assert judge(here, there, old, slow, 2, lasted=0.0).why_not == "gain"
+    assert judge(here, there, old, slow, 2, lasted=120.0).pays and judge(here, there, old, slow, 2).pays
+    assert judge(here, there, proc(cpu_s=500.0), slow, 2, lasted=0.0).pays
+
+
+def test_a_gap_begins_anew_when_it_was_closed() -> None:
+    g, me = Gaps(), node(1, 3)
+    assert g.look(10.0, me, [node(2, 0), node(3, 3)]) == {2: 0.0, 3: 0.0}
+    assert g.look(25.0, me, [node(2, 1), node(3, 0)]) == {2: 15.0, 3: 0.0}
+    assert g.look(26.0, me, [node(2, 3), node(3, 0)]) == {2: 0.0, 3: 1.0}
+    assert g.look(30.0, me, [node(2, 0)]) == {2: 0.0}
+    assert g.look(40.0, node(1, 0), [node(2, 0)]) == {2: 0.0}, "where nothing runs no place is better"
+    assert lasts(0.0) == lasts(HORIZON_S) == HORIZON_S and lasts(100.0) == 100.0
+
+
+def test_what_the_pool_gains_decides_not_what_the_process_gains() -> None:
+    """One of five on four fast CPUs runs a little slower on an idle slow one, and the other four run faster."""
+    v = judge(node(1, 5, speed=1.5, cpus=4), node(2, 0, cpus=2), proc(), replace(K, epsilon_home=0.2), 8)
+    assert v.pays and v.r_there < v.r_here
+
+
 def test_a_process_that_is_written_to_all_the_time_costs_more_to_send() -> None:
     calm, busy = (judge(node(1, 2), node(2, 0), proc(rss=1000 * MB, dirty=d), K, 2) for d in (1.0, 3.0))
     assert busy.send_s == pytest.approx(3 * calm.send_s) and busy.cost > calm.cost
@@ -291,8 +317,8 @@ def test_efficiency_knows_of_speed() -> None:
     ("here", "there", "c", "said"),
     [
         (node(1, 2), node(2, 0), proc(), "gains"),
-        (node(1, 1), node(2, 0), proc(), "no faster"),
-        (node(1, 2), node(2, 0), proc(cpu_s=0.1), "too little"),
+        (node(1, 1), node(2, 0), proc(), "no better"),
+        (node(1, 2), node(2, 0), proc(rss=500 * MB, cpu_s=0.1), "too little"),
         (node(1, 3), node(2, 1), proc(placed=True), "must save"),
         (node(1, 2), node(2, 0, used=3999 * MB), proc(), "no room"),
     ],

@@ -6,7 +6,8 @@ what it remembers between decisions it keeps itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mig.economy.judge import Candidate, Knobs, Verdict
@@ -18,7 +19,8 @@ class Situation:
     """What one node knows when it decides.
 
     ``me``: this node as it will be when the moves under way have ended; ``local``: its local load in threads, smoothed; ``others``: open
-    nodes as gossip told of them, with what was sent there since; ``active``: transfers that share our line; ``nodes``: size of the pool.
+    nodes as gossip told of them, with what was sent there since; ``active``: transfers that share our line; ``nodes``: size of the pool;
+    ``lasted``: seconds for which each of the others has been better, by id (:mod:`mig.economy.gaps`).
     """
 
     me: NodeView
@@ -28,9 +30,14 @@ class Situation:
     nodes: int = 0
     active: int = 0
     local: float = 0.0
+    lasted: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.nodes = self.nodes or len(self.others) + 1
+
+    def lasts(self, target: NodeView) -> float:
+        """Seconds for which ``target`` has been better; infinite where nobody looked."""
+        return self.lasted.get(target.id, math.inf)
 
 
 @dataclass(frozen=True, slots=True)

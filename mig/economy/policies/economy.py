@@ -11,7 +11,7 @@ from mig.economy.price import NodeView, added, saved
 
 
 class Economy(Policy):
-    """Start where the price rises least; move what gains most for each second that its move takes."""
+    """Start where the price rises least; move what the pool gains most by for each second that the move takes."""
 
     name = "economy"
     priced = True
@@ -25,7 +25,7 @@ class Economy(Policy):
     def suggest(self, s: Situation) -> Iterator[Suggestion]:
         if usher.shortage(s.me, s.knobs.mem_reserve):
             for c, t in usher.places(s.me, s.others, s.candidates, s.knobs.mem_reserve, s.nodes):
-                v = judge(s.me, t, c, s.knobs, s.nodes, active=s.active)
+                v = judge(s.me, t, c, s.knobs, s.nodes, active=s.active, lasted=s.lasts(t))
                 if v.send_s < usher.LONG_S or v.gain > 0:
                     yield Suggestion(c, t, "memory", v)
             return
@@ -37,7 +37,8 @@ def propose(s: Situation) -> list[Suggestion]:
     all runs decide alike.
 
     By gain for each byte, which is as good while the start of a move costs nothing, small processes always went before large ones: a
-    renderer with several threads stayed behind for ever.
+    renderer with several threads stayed behind for ever.  So they would if the rest that is expected of a process of any age
+    (:data:`mig.economy.judge.NEW_S`) counted in the order.
     """
     found: list[tuple[float, float, int, int, Suggestion]] = []
     for k in {c.k for c in s.candidates}:
@@ -53,8 +54,8 @@ def propose(s: Situation) -> list[Suggestion]:
             for c in group:
                 if c.only and t.name not in c.only:
                     continue
-                v = judge(s.me, t, c, s.knobs, s.nodes, active=s.active)
+                v = judge(s.me, t, c, s.knobs, s.nodes, active=s.active, lasted=s.lasts(t))
                 if v.pays:
                     kind = "home" if c.drag and t.name == c.home else "load"
-                    found.append((-v.gain / (v.cost + v.send_s), v.added, c.pid, t.id, Suggestion(c, t, kind, v)))
+                    found.append((-v.sure / (v.cost + v.send_s), v.added, c.pid, t.id, Suggestion(c, t, kind, v)))
     return [f[-1] for f in sorted(found, key=lambda f: f[:4])]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mig.economy import manager
+from mig.economy.gaps import Gaps
 from mig.economy.judge import Candidate, Knobs
 from mig.economy.measured import Measured
 from mig.economy.policies import Policy, Situation, make
@@ -78,6 +79,7 @@ class World:
         self._history: list[list[tuple[NodeView, bool]]] = []
         self._mine: dict[tuple[int, int], list[tuple[float, int]]] = {}
         self._leaving: dict[int, float] = {}
+        self._gaps = [Gaps() for _ in self.machines]
         self._left = len(self.result.jobs)
         for job in self.result.jobs:
             self._at(job.t, self._arrive, job)
@@ -318,7 +320,9 @@ class World:
         candidates = [Candidate(p.pid, "", p.age, p.mem, 1.0, placed, busy=busy) for p in mine.values()]
         sending = sum(1 for p in self._sending if p.node == m.id)
         knobs = self.measured[m.id].knobs
-        s = Situation(me, self._known(m), candidates, knobs, len(self.machines), sending, m.loads.local)
+        known = self._known(m)
+        lasted = self._gaps[m.id].look(self.now, me, known)
+        s = Situation(me, known, candidates, knobs, len(self.machines), sending, m.loads.local, lasted)
         decision = manager.Dialogue(manager.moves(self.policies[m.id], s, most=self.rules.most))
         while (step := decision.step) is not None:
             if isinstance(step, manager.Ask):
