@@ -70,6 +70,12 @@ def test_a_burst_spreads() -> None:
         assert rows.figures(World(w, rules, 0).run()).makespan < 1.10 * rows.ideal("B50", 0)
 
 
+def test_decay_takes_moves_away_and_bursts_add_some() -> None:
+    few = replace(WORKLOADS["A"], horizon=120.0)
+    calm, slow, nervous = (World(few, Rules("economy", decay=d, bursts=b), 1).run().moves for d, b in ((0.0, 0.0), (2.0, 0.0), (0.0, 0.2)))
+    assert slow < calm < nervous
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_goals_on_four_seeds() -> None:

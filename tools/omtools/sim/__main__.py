@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from omtools.sim import report, rows
+from omtools.sim import decay, report, rows
 from omtools.sim.workload import WORKLOADS
 
 SLOW_ROWS = ("none", "round robin", "MOSIX", "economy, started at home", "economy, placed")
@@ -44,7 +44,11 @@ def main() -> int:
     p.add_argument("--results", type=Path, default=Path("build/economy.jsonl"), help="where results are kept")
     p.add_argument("--fresh", action="store_true", help="forget results of an earlier run")
     p.add_argument("--docs", type=Path, default=Path("docs"), help="where economy.md lies")
+    p.add_argument("--decay", action="store_true", help="only print the table of what the knob decay does (a minute)")
     a = p.parse_args()
+    if a.decay:
+        print(*decay.table(), sep="\n")
+        return 0
     a.results.parent.mkdir(parents=True, exist_ok=True)
     if a.fresh:
         a.results.unlink(missing_ok=True)

@@ -29,6 +29,8 @@ TRANSFERS = 2
 """Simultaneous transfers of one machine; leaving a machine is not held up by it."""
 AGE = (1, 5)
 """Seconds by which knowledge of others is old: uniform."""
+BURST = 4.0
+"""Threads that a burst of a machine's own work shows."""
 _REMEMBERED = 8.0
 """Seconds for which a machine adds its own sends to what it hears."""
 
@@ -36,7 +38,11 @@ _REMEMBERED = 8.0
 @dataclass(frozen=True)
 class Rules:
     """How a pool is run.  ``placed``: the launcher chooses the start node; ``moves``: processes move; ``by_age``: CPUs are shared by age;
-    ``kill``: an owner's login kills guests, which start again; ``perfect``: all know all."""
+    ``kill``: an owner's login kills guests, which start again; ``perfect``: all know all.
+
+    ``decay``: loads are smoothed so much before they are told and believed, as by omdiscd (None: they are as they are at the instant);
+    ``bursts``: the chance, a second and machine, that a sample shows :data:`BURST` threads more.  They take no CPU time.
+    """
 
     policy: str
     placed: bool = False
@@ -45,6 +51,8 @@ class Rules:
     kill: bool = False
     perfect: bool = False
     most: int = manager.MOVES  # moves of one decision
+    decay: float | None = None
+    bursts: float = 0.0
     rest: float = 1.0  # seconds after an arrival in which a process is left alone
     knobs: Knobs = field(default_factory=lambda: Knobs(freeze_s=FREEZE, setup_s=0.0, move_cpu_s=0.0))
 
@@ -70,6 +78,9 @@ class World:
         if rules.perfect or rules.policy in ("roundrobin", "epvm"):
             self.policies = [self.policies[0]] * len(self.machines)  # one central scheduler, as published
         self.measured = [Measured(replace(rules.knobs, bandwidth=w.bandwidth)) for _ in self.machines]
+        self.noise = random.Random(f"b{seed}")
+        for m in self.machines:
+            m.loads.decay = 1.0 if rules.decay is None else rules.decay
         self.result = Result(jobs(w, seed))
         self.now = 0.0
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -297,11 +308,12 @@ class World:
         """Once a second: samples, gossip, shares, and each machine's decision, in a random order."""
         for m in self.machines:
             m.advance(self.now)
-            m.loads.sample(float(len(m.procs) + m.arriving))
+            burst = BURST if self.rules.bursts and self.noise.random() < self.rules.bursts else 0.0
+            m.loads.sample(float(len(m.procs) + m.arriving) + burst)
             if m.by_age:
                 m.reshare()
                 self._changed(m)
-        self._history.append([(m.view(advertised=False), m.open) for m in self.machines])
+        self._history.append([(m.view(advertised=self.rules.decay is not None), m.open) for m in self.machines])
         del self._history[:-16]
         if self.rules.moves:
             for i in self.rng.sample(range(len(self.machines)), len(self.machines)):
@@ -314,7 +326,8 @@ class World:
         if not mine:
             return
         going = [p for p in m.procs if p.moving]
-        me = m.view().plus(-len(going), -sum(p.mem for p in going))
+        view = m.view() if self.rules.decay is None else replace(m.view(), k=m.loads.local)
+        me = view.plus(-len(going), -sum(p.mem for p in going))
         busy = m.rate / m.speed
         placed = self.rules.placed
         candidates = [Candidate(p.pid, "", p.age, p.mem, 1.0, placed, busy=busy) for p in mine.values()]
