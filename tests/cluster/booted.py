@@ -23,7 +23,7 @@ systemctl -q set-default multi-user.target
 mkdir -p /etc/systemd/journald.conf.d /var/log/journal
 printf '[Journal]\\nStorage=volatile\\nRateLimitBurst=0\\n' > /etc/systemd/journald.conf.d/test.conf
 mkdir -p /etc/tmpfiles.d
-ln -sf /dev/null /etc/tmpfiles.d/tmp.conf  # it would empty /tmp, where this project may lie
+ln -sf /dev/null /etc/tmpfiles.d/tmp.conf  # which empties /tmp, where this project may lie
 useradd -m -s /bin/bash %(user)s
 printf 'leave_on = "login"\\nrejoin_after = "0s"\\n' >> /etc/mig/omdiscd.toml
 """

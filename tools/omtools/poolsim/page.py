@@ -76,8 +76,8 @@ Joining a pool of 10,000 takes a node more than 12 s until it knows everybody it
 for the goal of 5 s, which was set for 1,000: a datagram holds a hundred samples. Of 1,000 at 30 % loss half were held for dead by somebody
 for a while, in seven tables each; of memberlist's, in the same 30 s, a fifth, in sixteen tables each. In the partition our two halves meet
 again after half a minute, memberlist's (without its join by TCP, which is replaced here) not at all. Of 10,000 at
-10 % loss 45 were held for dead in 15 s, in 124 tables each, where of 1,000 in 30 s none was; why was not looked into. 30 % loss, partition and
-stalls were not simulated with 10,000: each takes more than an hour.
+10 % loss 45 were held for dead in 15 s, in 124 tables each, where of 1,000 in 30 s none was; why was not looked into. 30 % loss, partition
+and stalls were not simulated with 10,000: each takes more than an hour.
 
 A node that is stalled for longer than it may be suspect and whose kernel does not answer either (a suspended laptop, a paused virtual
 machine) is declared dead; when it wakes up it notices from its clock that it was away, accuses nobody, and refutes.
