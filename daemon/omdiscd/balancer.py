@@ -13,7 +13,6 @@ from mig.economy.gaps import Gaps
 from mig.economy.judge import Candidate
 from mig.economy.manager import Ask, Dialogue, Enact
 from mig.economy.policies import Situation, make
-from mig.economy.price import NodeView
 from mig.errors import BadInput, CannotMove, MigError
 from mig.model import NodeInfo
 from omdiscd.candidates import Candidates
@@ -71,12 +70,8 @@ class Balancer:
         return Situation(
             me, others, self.candidates.all(idle=short), self.targets.knobs, len(others) + 1,
             active=self._active(), local=max(0.0, self.sampler.loads.local - k),
-            lasted=self.lasted(me, others),
+            lasted=self.gaps.look(time.monotonic(), me, others),
         )  # fmt: skip
-
-    def lasted(self, me: NodeView, others: list[NodeView]) -> dict[int, float]:
-        """Seconds for which each of ``others`` has been better than ``me``, by id."""
-        return self.gaps.look(time.monotonic(), me, others)
 
     def _active(self) -> int:
         """Moves away from here that are under way; starts are hardly anything to send."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from mig.economy import words
@@ -28,7 +29,7 @@ async def explain(s: Subject, balancer: Balancer) -> dict[str, Any]:
     reasons = await balancer.why_not(s.body)
     c = balancer.candidate(s.body, s.comm)
     me, nodes = balancer.mover.sampler.mine(), targets.open()
-    lasted = balancer.lasted(me, targets.views())
+    lasted = balancer.gaps.lasted(time.monotonic(), (v.id for v in targets.views()))  # a question changes no decision
     rows: list[dict[str, Any]] = []
     best: tuple[float, str] | None = None
     for n in nodes:

@@ -27,9 +27,13 @@ class Gaps:
         self._since: dict[int, float] = {}
 
     def look(self, now: float, me: NodeView, others: Iterable[NodeView]) -> dict[int, float]:
-        """Seconds for which each of ``others`` has been better, 0 where it is not; ``now``: seconds of any clock that goes on."""
+        """As :meth:`lasted`, by what is known now: before a decision; ``now``: seconds of any clock that goes on."""
         views = list(others)
         here = saved(me, 1.0, 0, len(views) + 1) if me.k > 0 else 0.0
         better = {v.id for v in views if added(v, 1.0, 0, len(views) + 1) < here}
         self._since = {i: self._since.get(i, now) for i in better}
-        return {v.id: now - self._since.get(v.id, now) for v in views}
+        return self.lasted(now, (v.id for v in views))
+
+    def lasted(self, now: float, others: Iterable[int]) -> dict[int, float]:
+        """Seconds for which each of ``others`` had been better when we looked last, 0 where it was not; changes nothing."""
+        return {i: now - self._since.get(i, now) for i in others}

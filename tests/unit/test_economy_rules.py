@@ -263,6 +263,7 @@ def test_a_gap_begins_anew_when_it_was_closed() -> None:
     assert g.look(10.0, me, [node(2, 0), node(3, 3)]) == {2: 0.0, 3: 0.0}
     assert g.look(25.0, me, [node(2, 1), node(3, 0)]) == {2: 15.0, 3: 0.0}
     assert g.look(26.0, me, [node(2, 3), node(3, 0)]) == {2: 0.0, 3: 1.0}
+    assert g.lasted(28.0, (2, 3, 4)) == {2: 0.0, 3: 3.0, 4: 0.0} and g.lasted(26.0, (3,)) == {3: 1.0}, "to ask changes nothing"
     assert g.look(30.0, me, [node(2, 0)]) == {2: 0.0}
     assert g.look(40.0, node(1, 0), [node(2, 0)]) == {2: 0.0}, "where nothing runs no place is better"
     assert lasts(0.0) == lasts(HORIZON_S) == HORIZON_S and lasts(100.0) == 100.0
