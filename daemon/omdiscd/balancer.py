@@ -61,6 +61,8 @@ class Balancer:
                 await asyncio.to_thread(self.shares.apply, wanted)
             if self.config.auto != "none" and not self.switches.quiet:
                 await self.balance()
+            else:
+                self.gaps.forget()
 
     def situation(self) -> Situation:
         """What this node knows now."""
@@ -79,11 +81,9 @@ class Balancer:
 
     async def balance(self) -> None:
         """One decision: start the moves that pay, as many as may run at once."""
+        situation = self.situation()  # also when nothing may move: it is how long a difference lasts that counts
         most = min(manager.MOVES, self.config.transfers - self._active())
-        if most <= 0:
-            return
-        situation = self.situation()
-        if not situation.candidates:
+        if most <= 0 or not situation.candidates:
             return
         nodes = {n.id: n for n in self.targets.open()}
         decision = Dialogue(manager.moves(self.policy, situation, most=most))

@@ -34,6 +34,10 @@ class Gaps:
         self._since = {i: self._since.get(i, now) for i in better}
         return self.lasted(now, (v.id for v in views))
 
+    def forget(self) -> None:
+        """Nobody has looked for a while: what has been better since then is not known."""
+        self._since.clear()
+
     def lasted(self, now: float, others: Iterable[int]) -> dict[int, float]:
         """Seconds for which each of ``others`` had been better when we looked last, 0 where it was not; changes nothing."""
         return {i: now - self._since.get(i, now) for i in others}

@@ -266,6 +266,9 @@ def test_a_gap_begins_anew_when_it_was_closed() -> None:
     assert g.lasted(28.0, (2, 3, 4)) == {2: 0.0, 3: 3.0, 4: 0.0} and g.lasted(26.0, (3,)) == {3: 1.0}, "to ask changes nothing"
     assert g.look(30.0, me, [node(2, 0)]) == {2: 0.0}
     assert g.look(40.0, node(1, 0), [node(2, 0)]) == {2: 0.0}, "where nothing runs no place is better"
+    g.look(50.0, me, [node(2, 0)])
+    g.forget()
+    assert g.look(60.0, me, [node(2, 0)]) == {2: 0.0}, "what was while nobody looked does not count"
     assert lasts(0.0) == lasts(HORIZON_S) == HORIZON_S and lasts(100.0) == 100.0
 
 
