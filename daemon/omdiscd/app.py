@@ -18,7 +18,7 @@ from mig import paths
 from mig.config import Config, split_address
 from mig.deputy import orphan
 from mig.errors import MigError
-from mig.kernel import pidfd
+from mig.kernel import pidfd, priority
 from mig.kernel.cgroup import leave_unit
 from mig.migration.sweep import litter, sweep
 from mig.model import GuestState, NodeInfo
@@ -57,10 +57,6 @@ from omdiscd.targets import Targets
 
 log = logging.getLogger("omdiscd")
 
-PRIORITY = -10
-"""Nice value of omdiscd, which uses 1 % of a CPU, and of its helpers, which inherit it: a busy node is what processes leave, and its moves
-must not wait for its work.  A guest keeps its own.  With 46 busy processes on 0.4 CPUs a node was suspect half of the time, at 0; at -15
-the process that is to move stood for 80-96 ms while the helpers started, on a machine of two cores."""
 _NURSERY_S = 2.0
 """Seconds after which the nursery is started: its 0.3 s of CPU are not in the way of the start, and it is there before the first move."""
 _RECOVERY_S = 0.5
@@ -145,8 +141,7 @@ class Daemon:
             loop.add_signal_handler(sig, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
         await _only_one()
-        with contextlib.suppress(OSError):  # a container may not be allowed to
-            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+        priority.high()  # it uses 1 % of a CPU
         try:
             await self.discovery.start()
             self.peers.start(me.addr, me.port)

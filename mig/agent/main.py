@@ -10,6 +10,7 @@ import sys
 
 from mig import logs, paths
 from mig.errors import MigError
+from mig.kernel import priority
 from mig.kernel.cgroup import leave_unit
 from mig.migration import faults
 from mig.model import NodeInfo
@@ -27,6 +28,8 @@ def main() -> int:
     logs.about(a.recover or "")
     faults.enabled = a.faults or os.environ.get("MIG_FAULTS") == "1"
     leave_unit()
+    if a.pid:
+        priority.ordinary()
     paths.make_run_dirs()
     try:
         from mig.agent.recover import recover

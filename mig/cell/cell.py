@@ -133,6 +133,10 @@ class Cell:
         self._control.setblocking(False)
         self._desk.setblocking(False)
 
+    def processes(self) -> list[int]:
+        """Pids, here, of all that runs in the cell."""
+        return [*self.own_cgroup.procs(), *self.guest_cgroup.procs()]
+
     # -- the move --------------------------------------------------------------------------------------------------------------
 
     async def restore(self, alternatives: Collection[int] = (), *, lazy: bool = False) -> None:

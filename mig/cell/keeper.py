@@ -42,7 +42,7 @@ from mig.criu import features
 from mig.criu.agreed import Agreement, objections, warm_up
 from mig.errors import BadInput, CannotMove, MigError, MoveFailed
 from mig.homefs import mount
-from mig.kernel import libc, pidfd, procfs
+from mig.kernel import libc, pidfd, priority, procfs
 from mig.kernel.cgroup import leave_unit
 from mig.kernel.page_out import page_out
 from mig.memory.pager_link import PagerLink
@@ -198,6 +198,7 @@ class Keeper:
             self._told_to_abort = head.get("op") == "abort"
             raise Aborted(f"the source said {head.get('op')!r}")
         t0 = time.monotonic()
+        priority.group_high(cell.processes())
         await receive_images(self.conn, head, str(self.work / "img"))
         t1 = time.monotonic()
         await self._as_agreed()
@@ -552,6 +553,7 @@ def main() -> int:
     a = p.parse_args()
     faults.enabled = os.environ.get("MIG_FAULTS") == "1"
     leave_unit()
+    priority.ordinary()
     paths.make_run_dirs()
     with os.fdopen(a.request, "rb") as f:
         f.seek(0)

@@ -19,7 +19,7 @@ from mig.criu import features, layout
 from mig.criu.dumper import Dumper, DumpResult
 from mig.deputy import mend
 from mig.errors import MoveFailed
-from mig.kernel import procfs
+from mig.kernel import priority, procfs
 from mig.kernel.cgroup import POLL, Cgroup
 from mig.memory import hide
 from mig.memory.carrier import Carrier, FullDump
@@ -123,6 +123,7 @@ class SourceBase:
 
         A thread between vfork and its child's exec comes to no stop of CRIU's: then the tree goes on for a moment.  Raises ``MoveFailed``.
         """
+        priority.group_high()
         deadline = time.monotonic() + VFORK
         while True:
             self.group.freeze()
