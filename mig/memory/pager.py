@@ -39,6 +39,8 @@ FIN = 0x52535446
 """CRIU's last word on its socket: every process has handed over its userfaultfd."""
 FEED = 256 << 10
 """Bytes that are taken from the page store at a time, between two looks for faults."""
+FRAMES = 32
+"""Frames between two looks for what is urgent: a read may give thousands that are notes of a few bytes."""
 MANY = 100_000
 """Ranges that one message names."""
 _LOWEST, _HIGHEST = 1 << 16, (1 << 47) - PAGE
@@ -369,12 +371,22 @@ class Pager:
 
     def _receive(self, stream: Stream) -> None:
         try:
-            for f in stream.frames():
+            for n, f in enumerate(stream.frames(), 1):
                 self._heard_at = time.monotonic()
                 self._frame(f)
+                if n % FRAMES == 0 and stream is self.push:
+                    self._look_between()
         except (OSError, EOFError) as e:
             if not self.over:
                 self._disconnected(e)
+
+    def _look_between(self) -> None:
+        """Somebody may wait for a page, or for one that has come on the other connection."""
+        for fd in list(self.owner):
+            self._drain(fd)
+        self._serve_faults()
+        if self.demand is not None:
+            self._receive(self.demand)
 
     def _disconnected(self, why: BaseException) -> None:
         """Threads that need pages wait; the connections are made again."""

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from mig.memory.frames import CHUNK, PAGE
-from mig.memory.ranges import Missing, join
+from mig.memory.ranges import Missing, intersect, join, subtract
 
 WIDEST = 512 << 10
 """Bytes sent at the most behind one fault."""
@@ -33,14 +33,15 @@ class PushOrder:
 
     def __init__(self, left: Iterable[tuple[int, int]], hot: Sequence[Iterable[tuple[int, int]]] = (), chunk: int = CHUNK) -> None:
         """``left``: all that the destination lacks.  ``hot``: sets of ranges, the hottest first; only what is in ``left`` counts."""
-        rest = Missing(join(left))
+        rest = join(left)
         self.chunk = chunk
         self.tiers: list[Missing] = []
         for ranges in hot:
-            tier = Missing(join((p.start, p.end) for start, end in join(ranges) for p in rest.drop(start, end)))
-            if tier:
-                self.tiers.append(tier)
-        self.tiers.append(rest)
+            wanted = join(ranges)
+            if tier := intersect(rest, wanted):
+                self.tiers.append(Missing(tier))
+                rest = subtract(rest, wanted)
+        self.tiers.append(Missing(rest))
         self._behind: deque[tuple[int, int]] = deque(maxlen=STREAMS)  # where to go on behind a fault, and up to which address
         self._windows: deque[tuple[int, int, int]] = deque(maxlen=STREAMS)  # what was planned behind the last faults: start, end, width
         self._cursor = 0

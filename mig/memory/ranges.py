@@ -38,13 +38,12 @@ class Missing:
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         """``ranges``: missing at first, at the same addresses as at the source."""
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        self._shifts: list[int] = []  # source address minus guest address
+        joined = join(ranges)
+        self._starts = [start for start, _ in joined]
+        self._ends = [end for _, end in joined]
+        self._shifts = [0] * len(joined)  # source address minus guest address
         self._moved: list[tuple[int, int, int]] = []  # (source, source end, shift) of the pieces with a shift, in order of source
-        self.bytes = 0
-        for start, end in ranges:
-            self.add(start, end)
+        self.bytes = sum(self._ends) - sum(self._starts)
 
     def __iter__(self) -> Iterator[Piece]:
         for start, end, shift in zip(self._starts, self._ends, self._shifts, strict=True):

@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from mig import logs, wire
 from mig.kernel import libc, pagemap
@@ -40,6 +40,8 @@ SILENCE = 10
 """Seconds after which a silent connection is given up; the pager makes another."""
 SEND_BUFFER = 64 << 10
 """Bytes that may wait in the kernel: a demanded page waits behind them."""
+SWITCH = 0.0002
+"""Seconds for which one thread may keep the others of this process waiting: a demanded page needs its turn three times."""
 _ZERO = bytes(PAGE)
 
 
@@ -55,6 +57,13 @@ class Store:
         return self.sender.send(Kind.STORE, index, addr, contents)
 
 
+class Plan(NamedTuple):
+    """What has to be told of and to be sent after the resume: pages that hold nothing, and all that the destination has not."""
+
+    empty: list[Range]
+    todo: Todo
+
+
 class PageSource:
     """Serves the memory of one frozen tree."""
 
@@ -67,6 +76,7 @@ class PageSource:
         self.ready = threading.Event()
         self.marked = threading.Event()
         self.current: list[Range] = []  # of the store, told to the destination
+        self.plan: Plan | None = None  # for the connection that filled the store
         self.filled: Store | None = None
         self.push_conn: socket.socket | None = None
         self.sender: Sender | None = None
@@ -143,7 +153,8 @@ class PageSource:
         threading.Thread(target=self._mark, daemon=True).start()
 
     def _mark(self) -> None:
-        """Beside the restore: what the store has is current, so that the first faults find it there."""
+        """Beside the restore: what the store has is current, so that the first faults find it there; and what will be sent in which
+        order, which takes a tenth of a second where the memory is in many pieces."""
         try:
             if self.filled is not None:
                 current = self.tracker.current(self.processes)
@@ -152,6 +163,7 @@ class PageSource:
                     push.note(Kind.STORED, r.process, r.start, r.end)
                 push.flush()
                 self.current = current
+                self.plan = self._planned(self._everything(), current)
         except OSError:
             pass  # that connection is broken, and what it carried does not count
         finally:
@@ -260,26 +272,24 @@ class PageSource:
     def _announce(self, push: Pusher, wanted: list[Range], *, filled: bool) -> None:
         """What need not be sent: pages that hold nothing, and what the store has already.  ``filled``: on this connection."""
         self.marked.wait()
-        current = self.current if filled else []
-        full: list[Range] = []
-        for r in wanted:
-            at = r.start
-            for a, b in pagemap.contents(self.memories[r.process].maps, r.start, r.end):
-                if a > at:
-                    push.note(Kind.ZERO, r.process, at, a)
-                full.append(Range(r.process, a, b))
-                at = b
-            if at < r.end:
-                push.note(Kind.ZERO, r.process, at, r.end)
+        plan, self.plan = self.plan, None
+        if plan is None or not filled or wanted != self._everything():
+            plan = self._planned(wanted, self.current if filled else [])
+        for r in plan.empty:
+            push.note(Kind.ZERO, r.process, r.start, r.end)
         push.flush()
-        rest: list[Range] = []
-        for index in self.memories:
-            here = subtract(
-                [(r.start, r.end) for r in full if r.process == index], [(r.start, r.end) for r in current if r.process == index]
-            )
-            rest += [Range(index, a, b) for a, b in here]
         with self.lock:
-            self.todo = Todo(rest, self.tracker.hot())
+            self.todo = plan.todo
+
+    def _planned(self, wanted: list[Range], current: list[Range]) -> Plan:
+        empty: list[Range] = []
+        rest: list[Range] = []
+        for index, m in self.memories.items():
+            ranges = [(r.start, r.end) for r in wanted if r.process == index]
+            full = [piece for start, end in ranges for piece in pagemap.contents(m.maps, start, end)]
+            empty += [Range(index, a, b) for a, b in subtract(ranges, full)]
+            rest += [Range(index, a, b) for a, b in subtract(full, [(r.start, r.end) for r in current if r.process == index])]
+        return Plan(empty, Todo(rest, self.tracker.hot()))
 
     def _all(self, m: dict[str, Any]) -> None:
         if m.get("op") != "all":
@@ -311,6 +321,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     listener = socket.socket(fileno=int(sys.argv[2]))
     listener.setblocking(True)
+    sys.setswitchinterval(SWITCH)
     hello = wire.recv(control)
     links.start()
     PageSource(control, listener, bytes(hello["token"])).run()

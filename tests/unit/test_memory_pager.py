@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
 
+from mig.memory import frames
 from mig.memory import pager as pagers
 from mig.memory.eventlog import EventLog
-from mig.memory.frames import PAGE
+from mig.memory.frames import PAGE, Kind
 from mig.memory.pager import Pager
 
 AREA = (0x10000000, 0x10000000 + 64 * PAGE)
@@ -50,3 +52,19 @@ def test_more_ranges_than_a_message_holds_become_whole_areas(pager: Pager, monke
     for n in range(0, 64, 4):
         pager.spaces[0].arrived(999, *pages(n, n))
     assert pager.missing_ranges() == [(0, *AREA)]
+
+
+def test_a_page_that_somebody_waits_for_is_placed_between_notes(pager: Pager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read gives thousands of notes; what has come on the other connection does not wait for the last of them."""
+    told, placed_after = [0], list[int]()
+    monkeypatch.setattr(pager.store, "mark", lambda *_: told.__setitem__(0, told[0] + 1))
+    monkeypatch.setattr(pager, "_place", lambda *_: placed_after.append(told[0]))
+    (demand, demand_far), (push, push_far) = (socket.socketpair() for _ in range(2))
+    with demand_far, push_far:
+        pager.connected(demand, push)
+        push_far.sendall(b"".join(frames.note(Kind.STORED, 0, *pages(n % 64, n % 64)) for n in range(1000)))
+        demand_far.sendall(frames.data(Kind.DATA, 0, AREA[0], PAGE) + bytes(PAGE))
+        pager.step([push.fileno()])
+        assert told == [1000] and placed_after == [pagers.FRAMES]
+        for stream in (demand, push):
+            stream.close()
