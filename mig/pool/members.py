@@ -199,7 +199,10 @@ class Members:
         t = self.table
         if not t.knows(node) or t.states[node] > SUSPECT:
             return
-        if self._suspected(now, Rumor(node, t.incarnations[node], SUSPECT, self.id), out):
+        news = self._suspected(now, Rumor(node, t.incarnations[node], SUSPECT, self.id), out)
+        if node in t.suspects:
+            self._ours(now, t.suspects[node])
+        if news:
             stalled = now - self._answering.pop(node, -math.inf) < 2 * self.timing.probe_s and self.knocked(now, node, True)
             state = STALLED if stalled or t.suspects[node].stalled else SUSPECT
             self.rumors.add(Rumor(node, t.incarnations[node], state, self.id))
@@ -210,7 +213,13 @@ class Members:
             if node not in self.table.suspects:
                 self._begin(now, node, self.id, out)
             s = self.table.suspects[node]
+            self._ours(now, s)
             self._deadline(s, min(s.deadline, now + self.timing.suspect_s))
+
+    def dying(self, now: float, node: int) -> bool:
+        """Whether it is dead soon on our word, so that we go on asking it."""
+        s = self.table.suspects.get(node)
+        return s is not None and s.own and s.deadline <= now + self.timing.suspicion(self.table.size())[1]
 
     def knocked(self, now: float, node: int, answered: bool) -> bool:
         """Its kernel answered, or did not; whether that is to be told."""
@@ -250,9 +259,11 @@ class Members:
             self._set(now, sender, ALIVE, out)
 
     def shift(self, tenths: int) -> None:
-        """We were away for so long: nobody is older or more suspect for it."""
+        """We were away for so long: nobody is older or more suspect for it, and what we asked before says nothing."""
         self.table.shift(tenths)
-        self._next_death = min((s.deadline for s in self.table.suspects.values()), default=self._next_death)
+        for s in self.table.suspects.values():
+            s.own = False
+        self._next_death = min((s.deadline for s in self.table.suspects.values() if self._judges(s)), default=self._next_death)
 
     def due(self) -> float:
         """When a suspicion ends or something is to be forgotten."""
@@ -263,13 +274,14 @@ class Members:
         if now < self._next_death:
             return []
         t = self.table
-        dead = [i for i, s in t.suspects.items() if now >= s.deadline]
+        dead = [i for i, s in t.suspects.items() if now >= s.deadline and self._judges(s)]
         for i in dead:
             self._gone(now, i, DEAD, out)
             self.rumors.add(Rumor(i, t.incarnations[i], DEAD, self.id))
         for i in [i for i, since in t.gone.items() if now - since >= self.timing.forget_s]:
             t.forget(i)
-        ends = [s.deadline for s in t.suspects.values()] + [since + self.timing.forget_s for since in t.gone.values()]
+        ends = [s.deadline for s in t.suspects.values() if self._judges(s)]
+        ends += [since + self.timing.forget_s for since in t.gone.values()]
         self._next_death = min(ends, default=math.inf)
         return dead
 
@@ -282,9 +294,21 @@ class Members:
         self._set(now, node, SUSPECT, out)
         self.table.suspects[node] = s
 
+    def _ours(self, now: float, s: Suspicion) -> None:
+        """We asked it in vain: what we had only heard begins anew, so that it has time to answer us."""
+        if not s.own and not self.timing.hearsay:
+            s.own, s.since = True, now
+            shortest, _ = self.timing.suspicion(self.table.size())
+            self._deadline(s, max(s.deadline, now + shortest))
+
+    def _judges(self, s: Suspicion) -> bool:
+        """Whether it dies on our word when its time is over: hearsay may be long refuted, and its refutation lost."""
+        return s.own or self.timing.hearsay
+
     def _deadline(self, s: Suspicion, when: float) -> None:
         s.deadline = when
-        self._next_death = min(self._next_death, when)
+        if self._judges(s):
+            self._next_death = min(self._next_death, when)
 
     def _gone(self, now: float, node: int, state: int, out: Outcome) -> None:
         self._set(now, node, state, out)

@@ -214,6 +214,8 @@ class Pool:
                 out.knocks.append(Knock(node, self.table.address(node)))
         for node in silent:
             self.members.suspect(now, node, out)
+            if self.members.dying(now, node) and (probe := self.probes.start(now, node)):
+                self._to(*probe, out)
             self._hurry(now)
 
     def _repair(self, out: Outcome) -> None:

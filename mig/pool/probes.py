@@ -25,6 +25,8 @@ class _Probe:
     patience: float
     """When others are asked."""
     end: float
+    again: float
+    """When it is sent once more."""
     asked: int = 0
     refused: int = 0
 
@@ -52,17 +54,17 @@ class Probes:
         """When something of ours ends; infinity when nothing is under way."""
         if not self._probes and not self._relays:
             return math.inf
-        ends = [p.end if p.asked else p.patience for p in self._probes.values()]
+        ends = [min(p.again, p.end if p.asked else p.patience) for p in self._probes.values()]
         return min(ends + [r.end for r in self._relays.values()], default=math.inf)
 
-    def start(self, now: float) -> tuple[int, Message] | None:
-        """A new probe; None when there is nobody."""
-        target = self._choose()
+    def start(self, now: float, suspect: int | None = None) -> tuple[int, Message] | None:
+        """A new probe, of a suspect or of whose turn it is; None when there is nobody."""
+        target = self._choose() if suspect is None else suspect
         if target is None:
             return None
         slow = 1 + self.awareness
         n = self._next()
-        self._probes[n] = _Probe(target, now + self.timing.timeout_s * slow, now + self.timing.probe_s * slow)
+        self._probes[n] = _Probe(target, now + self.timing.timeout_s * slow, now + self.timing.probe_s * slow, now + self._pause())
         return target, Message(PING, number=n)
 
     def look(self, now: float) -> tuple[list[tuple[int, Message]], list[int], list[int]]:
@@ -71,6 +73,9 @@ class Probes:
         knocks: list[int] = []
         silent: list[int] = []
         for n, p in list(self._probes.items()):
+            if now >= p.again and now < p.end:
+                sends.append((p.target, Message(PING, number=n)))
+                p.again = now + self._pause()
             if not p.asked and now >= p.patience:
                 helpers = self._helpers(p.target)
                 sends += [(h, Message(ASK, number=n, subject=p.target)) for h in helpers]
@@ -113,6 +118,11 @@ class Probes:
         self._probes.clear()
         self._relays.clear()
         self.awareness = min(PATIENT, self.awareness + 1)
+
+    def _pause(self) -> float:
+        """Seconds until a probe is sent again."""
+        t = self.timing
+        return t.probe_s * (1 + self.awareness) / t.pings if t.pings > 1 else math.inf
 
     def _next(self) -> int:
         self._number = self._number % 0xFFFFFF + 1

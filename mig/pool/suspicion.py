@@ -30,4 +30,5 @@ class Suspicion:
     since: float
     deadline: float
     by: set[int] = field(default_factory=set)
+    own: bool = False  # we asked it in vain ourselves
     stalled: bool = False  # its kernel answers

@@ -28,6 +28,9 @@ class Timing:
     # node whose CPU is taken may need half a second.
     probe_s: float = 1.0
     timeout_s: float = 0.5
+    # A probe is sent so often while it is not answered, evenly over `probe_s`: one lost datagram must not accuse anybody.  In a pool of n
+    # nodes n probes a second may fail, and each failure is told to all.  1: as SWIM.
+    pings: int = 4
     # Of so many nodes that are due, the one with the oldest entry is probed: silence attracts probes.  1: plain round robin, as SWIM.
     choices: int = 4
     # Others asked to probe a node that did not answer us: its trouble may be the path between us.
@@ -48,6 +51,9 @@ class Timing:
     forget_s: float = 3600.0
     # Whether a fresh load entry, or any datagram of its own, clears a suspect: without it (plain SWIM) only its refutation does.
     evidence: bool = True
+    # Whether one who has only heard of a suspicion judges when its time is over, as SWIM; if not, only those do who
+    # asked in vain themselves.
+    hearsay: bool = False
     # Whether a node that does not answer is knocked at by TCP before it is declared dead.
     knock: bool = True
     # Whether load entries are told at all, and whether death and leave are passed on at once instead of with the next gossip.
@@ -80,6 +86,6 @@ def memberlist() -> Timing:
     """The published defaults of hashicorp/memberlist (``DefaultLANConfig``): probe 1 s, timeout 500 ms, 3 indirect checks, suspicion
     multipliers 4 and 6, gossip every 200 ms to 3 nodes, retransmit 4, push-pull every 30 s.  It tells no loads."""
     return Timing(
-        gossip_s=0.2, fanout=3, small_fanout=3, probe_s=1.0, timeout_s=0.5, choices=1, helpers=3, suspect_s=4.0, dead_s=24.0, retransmit=4,
-        repair_s=30.0, evidence=False, knock=False, loads=False, urgent=False, grows=True,
+        gossip_s=0.2, fanout=3, small_fanout=3, probe_s=1.0, timeout_s=0.5, pings=1, choices=1, helpers=3, suspect_s=4.0, dead_s=24.0,
+        retransmit=4, repair_s=30.0, evidence=False, hearsay=True, knock=False, loads=False, urgent=False, grows=True,
     )  # fmt: skip

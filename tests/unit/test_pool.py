@@ -16,7 +16,24 @@ from omtools.poolsim.world import World
 
 from mig.model import NodeInfo
 from mig.pool import wire
-from mig.pool.message import ACCEPTING, HELLO, NEWS, Digest, Load, Message, Rumor, Sample
+from mig.pool.members import Members
+from mig.pool.message import (
+    ACCEPTING,
+    ACK,
+    ASK,
+    DEAD,
+    HELLO,
+    NEWS,
+    PING,
+    STALLED,
+    SUSPECT,
+    Digest,
+    Load,
+    Message,
+    Rumor,
+    Sample,
+)
+from mig.pool.outcome import Outcome
 from mig.pool.suspicion import duration
 from mig.pool.table import load_of
 from mig.pool.timing import Timing, memberlist
@@ -224,6 +241,81 @@ def test_a_tenth_of_all_datagrams_lost_kills_nobody() -> None:
     w.watch = lambda viewer, c: dead.append(c) if c.node.state == "dead" else None
     w.run(40)
     assert dead == []
+
+
+def test_a_probe_is_sent_again_while_it_is_not_answered() -> None:
+    p = world(9).nodes[1].probes
+    node, first = p.start(100.0) or (0, Message(NEWS))
+    kinds: dict[float, list[int]] = {}
+    for quarter in range(1, 4):
+        at = p.due()
+        assert at == 100 + quarter / 4
+        kinds[at] = [m.kind for to, m in p.look(at)[0] if m.number == first.number and (m.kind != PING or to == node)]
+    assert kinds == {100.25: [PING], 100.5: [PING, *[ASK] * LAN.helpers], 100.75: [PING]}
+    assert p.look(101.0) == ([], [], [node])
+    node, first = p.start(102.0) or (0, Message(NEWS))
+    p.answered(Message(ACK, node, first.number))
+    assert p.look(103.0) == ([], [], []) and p.due() == math.inf
+
+
+def suspected(claim: int) -> tuple[Members, float, Rumor]:
+    """Node 1 of nine, a time, and what node 3 claims there of node 5."""
+    w = world(9)
+    m, now = w.nodes[1].members, w.offsets[1] + 60
+    r = Rumor(5, m.table.incarnations[5], claim, 3)
+    m.rumor(now, r, Outcome())
+    assert m.table.states[5] == SUSPECT
+    return m, now, r
+
+
+def test_who_only_heard_of_a_suspicion_does_not_judge() -> None:
+    """Its refutation may be lost; whoever asked in vain himself tells when the node is dead."""
+    m, now, r = suspected(SUSPECT)
+    assert m.expired(now + 100, Outcome()) == [] and m.table.states[5] == SUSPECT
+    m.rumor(now + 100, r._replace(state=DEAD), Outcome())
+    assert m.table.states[5] == DEAD
+
+
+def test_who_heard_of_a_suspicion_and_asks_in_vain_gives_it_time_to_answer() -> None:
+    m, now, _ = suspected(SUSPECT)
+    m.suspect(now + 100, 5, Outcome())
+    assert m.dying(now + 100, 5) and m.expired(now + 100 + LAN.suspect_s - 0.1, Outcome()) == []
+    assert m.expired(now + 100 + LAN.suspect_s, Outcome()) == [5]
+
+
+def test_what_was_asked_before_our_own_sleep_says_nothing() -> None:
+    m, now, _ = suspected(SUSPECT)
+    m.suspect(now, 5, Outcome())
+    m.shift(600)
+    assert not m.dying(now + 60, 5) and m.expired(now + 600, Outcome()) == []
+
+
+def test_one_that_is_cut_off_does_not_judge_by_what_it_heard_long_ago() -> None:
+    m, now, _ = suspected(STALLED)
+    m.alone(now + 100, Outcome())
+    assert m.expired(now + 100 + LAN.suspect_s - 0.1, Outcome()) == []
+    assert sorted(m.expired(now + 100 + LAN.suspect_s, Outcome())) == list(range(2, 10))
+
+
+def test_whoever_suspects_a_node_goes_on_asking_it() -> None:
+    """So that it hears of it, and may answer until the very end."""
+    w = world(60)
+    w.run(5)
+    asked: dict[int, list[Message]] = {}
+    apply = w._apply
+
+    def note(i: int, out: Outcome) -> None:
+        asked.setdefault(i, []).extend(s.message for s in out.sends if s.to[0] == "10.0.0.2" and s.message.kind == PING)
+        apply(i, out)
+
+    w._apply = note  # type: ignore[method-assign]
+    w.network.side = {2: 1}
+    w.run(9)
+    most = max(asked.values(), key=len)
+    assert len(most) >= 8 and any(r.id == 2 and r.state == SUSPECT for m in most for r in m.rumors)
+    w.network.side = {}
+    w.run(11)
+    assert everybody_sees(w, 2, "alive")
 
 
 def test_dead_nodes_are_forgotten() -> None:

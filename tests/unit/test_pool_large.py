@@ -28,6 +28,7 @@ def test_nobody_dies_in_a_thousand_of_stalls_or_of_lost_datagrams() -> None:
     f = scenes.Figures(1000)
     scenes.stalls(f, Timing(), 1, seconds=30)
     scenes.lossy(f, Timing(), 1, 0.1, seconds=30)
+    scenes.lossy(f, Timing(), 1, 0.3, seconds=15)
     assert set(f.false_deaths.values()) == {(0, 0)}
 
 
