@@ -87,10 +87,10 @@ class Loads:
         if not room:
             return out
         samples, states = self.table.samples, self.table.states
-        for when in sorted(self._buckets, reverse=True):
-            if not tenths - OLDEST < when <= tenths + 1:
+        for when in range(tenths + 1, tenths - OLDEST, -1):
+            bucket = self._buckets.get(when)
+            if bucket is None:
                 continue
-            bucket = self._buckets[when]
             current = [s for s in bucket[:room] if samples[s[0]] is s and states[s[0]] <= 1]
             if len(bucket) > room:
                 current += islice((s for s in bucket[room:] if samples[s[0]] is s and states[s[0]] <= 1), room - len(current))

@@ -180,20 +180,21 @@ class World:
         source = (address(i), 7230)
         for s in out.sends:
             m = self._formed(i, s.message)
-            self.sent[i] += wire.size(m) + OVERHEAD
+            size = wire.size(m) + OVERHEAD
+            self.sent[i] += size
             self.datagrams += 1
             if s.to == GROUP:
                 if self.multicast:
                     for to in self.nodes:
                         if to != i:
-                            self._deliver(i, to, source, m, True)
+                            self._deliver(i, to, source, m, size, True)
             else:
-                self._deliver(i, number(s.to[0]), source, m, False)
+                self._deliver(i, number(s.to[0]), source, m, size, False)
 
-    def _deliver(self, i: int, to: int, source: tuple[str, int], m: Message, group: bool) -> None:
+    def _deliver(self, i: int, to: int, source: tuple[str, int], m: Message, size: int, group: bool) -> None:
         if to in self.dead or to not in self.nodes or not self._passes(i, to):
             return
-        self.heard[to] += wire.size(m) + OVERHEAD
+        self.heard[to] += size
         n = self.network
         self._push(self.now + n.least + self.rng.expovariate(1 / n.delay), _ARRIVES, to, source, (m, group))
 
