@@ -235,14 +235,10 @@ class Agent:
         return {"pause_ms": round(pause * 1e3, 1)} | source.moved()
 
     async def _run(self, runner: Runner, timeout: float) -> Result:
-        """Run a move to its end, however long it stays in doubt; ``timeout`` seconds (0: none) bound what comes before the commit."""
         self._runner = runner
-        limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
         try:
-            return await runner.run()
+            return await runner.run(timeout)
         finally:
-            if limit is not None:
-                limit.cancel()
             self._runner = None
 
     def _in_doubt(self, error: str) -> None:

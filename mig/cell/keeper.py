@@ -472,13 +472,10 @@ class Keeper:
         mode, limit_bps = m.get("memory", ("auto", 0))
         source = HostSource(self, Destination(to), m["request"], (str(mode), int(limit_bps)))
         runner = self._moving = Runner(source, list(Step), progress=self._progress, doubt=self._doubt)
-        limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
         try:
-            result = await runner.run()
+            result = await runner.run(timeout)
         finally:
             self._moving = None
-            if limit is not None:
-                limit.cancel()
         await source.settled(result.outcome)
         if result.outcome is not Outcome.ARRIVED:
             await source.close()

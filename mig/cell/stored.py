@@ -173,13 +173,10 @@ class Stored:
         timeout = float(m.get("timeout") or 0)
         source = StoredSource(self, Destination(to), m["request"])
         runner = Runner(source, list(PLAN), progress=self._progress, doubt=self._doubt)
-        limit = asyncio.get_running_loop().call_later(timeout, runner.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
         try:
-            result = await runner.run()
+            result = await runner.run(timeout)
         finally:
             self._moving, self.row.state = False, "stored"
-            if limit is not None:
-                limit.cancel()
         await source.settled(result.outcome)
         if result.outcome is not Outcome.ARRIVED:
             error = as_error(result, what, self.node.name, left="stored")

@@ -103,12 +103,20 @@ class Runner:
         if self._step and not self.machine.committed:
             self._step.cancel()
 
-    async def run(self) -> Result:
-        """Do the whole move; returns when it has arrived or is rolled back.  Never raises for a failing step."""
-        todo = list(self.machine.handle(m.Begin()))
-        while todo:
-            todo.extend(await self._execute(todo.pop(0)))
-        return self.result
+    async def run(self, timeout: float = 0) -> Result:
+        """Do the whole move; returns when it has arrived or is rolled back, however long it is in doubt.  Never raises for a failing step.
+
+        ``timeout`` seconds (0: none) bound what comes before the commit.
+        """
+        limit = asyncio.get_running_loop().call_later(timeout, self.cancel, f"it took longer than {timeout:g} s") if timeout > 0 else None
+        try:
+            todo = list(self.machine.handle(m.Begin()))
+            while todo:
+                todo.extend(await self._execute(todo.pop(0)))
+            return self.result
+        finally:
+            if limit is not None:
+                limit.cancel()
 
     async def _execute(self, instruction: m.Instruction) -> list[m.Instruction]:
         match instruction:
