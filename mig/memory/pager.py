@@ -1,6 +1,6 @@
 """The pager: it serves the page faults of a guest whose memory has not all arrived, and places what arrives.
 
-One thread, one loop: the order of a guest's events (unmap, discard, mremap, fork) and of the pages placed is then the order in which we
+One thread, one loop: the order of a guest's events (:mod:`mig.memory.guest_spaces`) and of the pages placed is then the order in which we
 do it, which the rules in :mod:`mig.memory.ranges` rely on.
 
 A page is placed once, and never over anything: ``UFFDIO_COPY`` refuses a page that is there.  A fault at an address that is not missing
@@ -9,7 +9,6 @@ is a page that never held anything, or was discarded: it reads as zero.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import logging
@@ -19,17 +18,17 @@ import select
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from mig import wire
-from mig.kernel import libc, uffd
-from mig.memory import frames, order
-from mig.memory.eventlog import Closed, EventLog, Note, Opened, Told
+from mig.kernel import uffd
+from mig.memory import frames
+from mig.memory.eventlog import EventLog
 from mig.memory.frames import CHUNK, PAGE, RAW_LENGTH, Codec, Kind
+from mig.memory.guest_spaces import GuestSpaces
 from mig.memory.packing import PackingError
-from mig.memory.ranges import Spaces, join, subtract
+from mig.memory.ranges import join, subtract
 from mig.memory.store import PageStore
 from mig.memory.stream import Frame, Stream, Unpacked, raw_length
 
@@ -43,12 +42,6 @@ FRAMES = 32
 """Frames between two looks for what is urgent: a read may give thousands that are notes of a few bytes."""
 MANY = 100_000
 """Ranges that one message names."""
-_LOWEST, _HIGHEST = 1 << 16, (1 << 47) - PAGE
-_PATIENCE = 10.0
-"""Seconds to wait for the calls under way in a guest to have told of themselves: of one's own time they take microseconds, but a guest may
-have to wait for its turn on a busy machine, and a fork copies the tables of all of its memory."""
-_RETRY = 0.0003
-"""Seconds to wait when the kernel says EAGAIN and has no event: the thread whose call is under way has to run first."""
 
 
 class Pager:
@@ -56,19 +49,14 @@ class Pager:
 
     def __init__(self, listener: socket.socket | None, say: Callable[..., None], reconnect: Callable[[], None], log: EventLog) -> None:
         self.listener, self.say, self.reconnect = listener, say, reconnect
-        self.log = log
         self.criu: socket.socket | None = None
         self.demand: Stream | None = None
         self.push: Stream | None = None
         self.poll = select.epoll()
         if listener is not None:
             self.poll.register(listener, select.EPOLLIN)
-        self.process_of: dict[int, int] = {}  # pid in the images -> index
-        self.ranges: dict[int, list[tuple[int, int]]] = {}
-        self.spaces: dict[int, Spaces] = {}  # by index
-        self.owner: dict[int, int] = {}  # userfaultfd -> index
+        self.guest = GuestSpaces(log, self.poll, lambda: say("forked"))
         self.asked: dict[tuple[int, int], float] = {}
-        self.faults: deque[tuple[int, int]] = deque()
         self.store = PageStore()
         self.complete = False  # the source has sent everything on this connection
         self.whole = False  # all that was missing is here, in its place or in the store: the source is not needed any more
@@ -77,7 +65,6 @@ class Pager:
         self.over = False
         self.counts = {"faults": 0, "demanded": 0, "zeros": 0, "bytes": 0, "stored": 0}
         self.latencies: list[float] = []
-        self._closed_before = -1
         self._took_over_whole = False
         self._heard_at = time.monotonic()
         self._unpacked = Unpacked()
@@ -95,8 +82,8 @@ class Pager:
             self._criu_says(self.criu)
         # faults and events first: somebody waits
         for fd in fds:
-            if fd in self.owner:
-                self._drain(fd)
+            if fd in self.guest.owner:
+                self.guest.drain(fd)
         self._serve_faults()
         for stream in (self.demand, self.push):
             if stream is not None and stream.sock.fileno() in fds:
@@ -114,13 +101,6 @@ class Pager:
 
     # -- CRIU ------------------------------------------------------------------------------------------------------------------
 
-    def layout(self, processes: list[tuple[int, int, list[tuple[int, int]]]]) -> None:
-        """What the images do not hold: index, pid in the images, ranges.  Before the restore begins."""
-        for index, pid, ranges in processes:
-            self.process_of[pid] = index
-            self.ranges[index] = ranges
-            self.spaces[index] = Spaces()
-
     def _criu_says(self, s: socket.socket) -> None:
         word = s.recv(4, socket.MSG_WAITALL)
         if len(word) < 4:
@@ -130,128 +110,30 @@ class Pager:
             return
         (pid,) = struct.unpack("<i", word)
         if pid == FIN:
-            self.say("restored", processes=len(self.owner))
+            self.say("restored", processes=len(self.guest.owner))
         elif pid > 0:
             _, fds, _, _ = socket.recv_fds(s, 1, 1)
-            self._adopt(fds[0], self.process_of.get(pid, -1))
+            self.guest.adopt(fds[0], pid)
 
     def take_over(self, guardian: int, old: EventLog, *, whole: bool) -> None:
-        """Go on where a pager died: its descriptors are the guardian's, and ``old`` tells what it had learnt; ``whole``: its store has
-        what is not in its place yet."""
-        notes = list(old.replay())
-        ours: dict[int, int] = {}  # by number there
-        for at, note in enumerate(notes):
-            match note:
-                case Opened(fd, index):
-                    ours[fd] = self._take_over_one(guardian, fd, index, notes[at:])
-                    self.spaces.setdefault(index, Spaces()).open(ours[fd], self.ranges.get(index, ()))
-                case Closed(fd):
-                    space = ours.pop(fd)
-                    self.spaces[self.owner.pop(space)].close(space)
-                case Told(fd, event):
-                    if event.kind == uffd.EVENT_FORK:
-                        child = self._take_over_one(guardian, event.a, self.owner[ours[fd]], notes[at:], noted=False)
-                        ours[event.a] = child
-                        event = uffd.Event(event.kind, child)
-                    if ours[fd] >= 0 and (event.kind != uffd.EVENT_FORK or event.a >= 0):
-                        self.log.told(ours[fd], event)
-                    self._heard(ours[fd], event)
+        """Go on where a pager died; ``whole``: its store has what is not in its place yet."""
+        self.guest.take_over(guardian, old)
         if whole:
             self.whole = self.complete = self._took_over_whole = True
             self.store.adopt(guardian)
-        for fd in ours.values():
-            self.poll.register(fd, select.EPOLLIN)
-            uffd.wake(fd, _LOWEST, _HIGHEST - _LOWEST)  # who waits for the dead pager's answer asks again
 
-    def _take_over_one(self, guardian: int, fd: int, index: int, later: list[Note], *, noted: bool = True) -> int:
-        """Our duplicate of a descriptor of the guardian's; a number below 0 for one that was closed in the meantime."""
-        if any(isinstance(n, Closed) and n.fd == fd for n in later):
-            self._closed_before -= 1
-            space = self._closed_before
-        else:
-            space = libc.pidfd_getfd(guardian, fd)
-            if noted:
-                self.log.opened(space, index)
-        self.owner[space] = index
-        return space
-
-    def _adopt(self, fd: int, index: int) -> None:
-        os.set_inheritable(fd, False)
-        os.set_blocking(fd, False)
-        self.log.opened(fd, index)
-        spaces = self.spaces.setdefault(index, Spaces())
-        spaces.open(fd, self.ranges.get(index, ()))
-        self.owner[fd] = index
-        self.poll.register(fd, select.EPOLLIN)
-
-    # -- the guest -------------------------------------------------------------------------------------------------------------
-
-    def _drain(self, fd: int) -> bool:
-        """Read what the kernel tells of one address space; events count at once, faults wait until all of them are read."""
-        mark = self.log.used
-        try:
-            events = self.log.read(fd)
-        except OSError as e:
-            log.info("userfaultfd %d: %s", fd, e)
-            return False
-        if any(e.kind != uffd.EVENT_PAGEFAULT for e in events):
-            self._heard_all(fd, events, mark)
-        else:
-            for event in events:
-                self._heard(fd, event)
-        return bool(events)
-
-    def _heard_all(self, fd: int, events: list[uffd.Event], mark: int) -> None:
-        """Events and faults: when no call is under way any more they are complete, and put into the order in which they happened."""
-        index, began = self.owner[fd], time.monotonic()
-        while True:
-            while uffd.changing(fd) and time.monotonic() - began < _PATIENCE:  # no page can be placed anyway
-                try:
-                    more = self.log.read(fd)
-                except OSError:
-                    break
-                events += more
-                if not more:
-                    time.sleep(_RETRY)
-            told = happened = [e for e in events if e.kind != uffd.EVENT_PAGEFAULT]
-            if time.monotonic() - began >= _PATIENCE:
-                log.warning("a call of the guest has been under way for %.0f s: what it did may be taken in the wrong order", _PATIENCE)
-                break  # what is registered cannot be asked
-            happened = order.settle(self.spaces[index].missing[fd], fd, told, uffd.registered)
-            if not uffd.changing(fd):
-                break  # nothing has changed for as long as we looked
-        for event in told:
-            if event.kind == uffd.EVENT_FORK:
-                self.owner[event.a] = index
-                self.poll.register(event.a, select.EPOLLIN)
-                self.say("forked")
-        if happened != told:
-            self.log.rewrite(mark, fd, happened)
-        for event in [*happened, *(e for e in events if e.kind == uffd.EVENT_PAGEFAULT)]:
-            self._heard(fd, event)
-
-    def _heard(self, fd: int, event: uffd.Event) -> None:
-        spaces = self.spaces[self.owner[fd]]
-        match event.kind:
-            case uffd.EVENT_PAGEFAULT:
-                self.faults.append((fd, event.a))
-            case uffd.EVENT_REMOVE | uffd.EVENT_UNMAP:
-                spaces.remove(fd, event.a, event.b)
-            case uffd.EVENT_REMAP:
-                spaces.remap(fd, event.a, event.b, event.n)
-            case uffd.EVENT_FORK:
-                spaces.fork(fd, event.a)
+    # -- the guest's faults ----------------------------------------------------------------------------------------------------
 
     def _serve_faults(self) -> None:
-        while self.faults:
-            fd, addr = self.faults.popleft()
-            if fd in self.owner:
+        while self.guest.faults:
+            fd, addr = self.guest.faults.popleft()
+            if fd in self.guest.owner:
                 self.counts["faults"] += 1
                 self._fault(fd, addr)
 
     def _fault(self, fd: int, addr: int) -> None:
-        index = self.owner[fd]
-        piece = self.spaces[index].find(fd, addr, PAGE)
+        index = self.guest.owner[fd]
+        piece = self.guest.spaces[index].find(fd, addr, PAGE)
         if piece is None:
             self._zero(fd, addr)
         elif self.store.find(index, piece.source, PAGE):
@@ -271,22 +153,18 @@ class Pager:
     def _zero(self, fd: int, addr: int) -> None:
         _, e = uffd.zeropage(fd, addr, PAGE)
         if e == errno.EAGAIN:
-            self._retry(fd)
-            self.faults.append((fd, addr))  # what we have read meanwhile may have changed what is there
+            self.guest.let_change(fd)
+            self.guest.faults.append((fd, addr))  # what we have read meanwhile may have changed what is there
         elif e == errno.ESRCH:
-            self._gone(fd)
+            self.guest.close(fd)
         elif e:
             uffd.wake(fd, addr, PAGE)  # it is there already, or nothing is mapped any more
         else:
             self.counts["zeros"] += 1
 
-    def _retry(self, fd: int) -> None:
-        if not self._drain(fd):
-            time.sleep(_RETRY)
-
     def _place(self, index: int, source: int, where: int, length: int) -> None:
         """Put pages of the source, which lie at ``where`` in our memory, wherever they are missing."""
-        spaces = self.spaces.get(index)
+        spaces = self.guest.spaces.get(index)
         if spaces is None:
             raise wire.WireError(f"pages of process {index}, which we do not have")
         single = False
@@ -298,28 +176,18 @@ class Pager:
             at, single = p.start + done, False
             if e == errno.EAGAIN:
                 if not done:
-                    self._retry(p.space)
-            elif e == errno.ENOENT and (uffd.changing(p.space) or self._drain(p.space)):
-                self._retry(p.space)  # the kernel looks for the area first: it may have been moved away just now, and that is not read yet
+                    self.guest.let_change(p.space)
+            elif e == errno.ENOENT and (uffd.changing(p.space) or self.guest.drain(p.space)):
+                self.guest.let_change(p.space)  # the kernel looks for the area first: it may have been moved just now, and that is not read
             elif e == errno.ENOENT and p.end - p.start > PAGE:
                 single = True  # it takes one area at a time, and there may be several
             elif e in (errno.EEXIST, errno.ENOENT):
                 spaces.arrived(p.space, at, at + PAGE)
                 uffd.wake(p.space, at, PAGE)
             elif e == errno.ESRCH:
-                self._gone(p.space)
+                self.guest.close(p.space)
             elif e:
                 raise OSError(e, f"UFFDIO_COPY of {p.end - p.start} bytes to {p.start:#x}: {os.strerror(e)}")
-
-    def _gone(self, fd: int) -> None:
-        """An address space has ended."""
-        index = self.owner.pop(fd, None)
-        if index is not None:
-            self.spaces[index].close(fd)
-            self.log.closed(fd)
-            with contextlib.suppress(FileNotFoundError):
-                self.poll.unregister(fd)
-            os.close(fd)
 
     # -- the source ------------------------------------------------------------------------------------------------------------
 
@@ -332,7 +200,7 @@ class Pager:
         self._heard_at = time.monotonic()
         if self.pushing:
             self._tell(push, op="push", missing=self.missing_ranges())
-            self.asked = dict.fromkeys((k for k in self.asked if self.spaces[k[0]].places(k[1], k[1] + PAGE)), time.monotonic())
+            self.asked = dict.fromkeys((k for k in self.asked if self.guest.spaces[k[0]].places(k[1], k[1] + PAGE)), time.monotonic())
         for index, source in self.asked:
             self._request(index, source)
 
@@ -345,9 +213,9 @@ class Pager:
 
     def missing_ranges(self) -> list[tuple[int, int, int]]:
         """What has to be sent again to a source that has forgotten; pages in the store are here."""
-        out = [(i, a, b) for i, spaces in self.spaces.items() for a, b in subtract(spaces.left(), self.store.current(i))]
+        out = [(i, a, b) for i, spaces in self.guest.spaces.items() for a, b in subtract(spaces.left(), self.store.current(i))]
         if len(out) > MANY:  # more than a message holds: what comes twice is dropped
-            return [(i, a, b) for i, ranges in self.ranges.items() for a, b in ranges]
+            return [(i, a, b) for i, ranges in self.guest.ranges.items() for a, b in ranges]
         return out
 
     def _tell(self, s: socket.socket, **m: Any) -> None:
@@ -382,8 +250,8 @@ class Pager:
 
     def _look_between(self) -> None:
         """Somebody may wait for a page, or for one that has come on the other connection."""
-        for fd in list(self.owner):
-            self._drain(fd)
+        for fd in list(self.guest.owner):
+            self.guest.drain(fd)
         self._serve_faults()
         if self.demand is not None:
             self._receive(self.demand)
@@ -428,11 +296,11 @@ class Pager:
 
     def _are_zero(self, index: int, start: int, end: int) -> None:
         """Nothing is missing there any more: who waits there, or comes later, gets a zero page."""
-        spaces = self.spaces[index]
+        spaces = self.guest.spaces[index]
         waiting = [k for k in self.asked if k[0] == index and start <= k[1] < end]
         for k in waiting:
             self.asked.pop(k)
-            self.faults.extend((p.space, p.start) for p in spaces.places(k[1], k[1] + PAGE))
+            self.guest.faults.extend((p.space, p.start) for p in spaces.places(k[1], k[1] + PAGE))
         for p in spaces.places(start, end):
             spaces.arrived(p.space, p.start, p.end)
 
@@ -463,7 +331,7 @@ class Pager:
         """Bytes that have not arrived."""
         if self.whole:
             return 0
-        return max(0, sum(m.bytes for s in self.spaces.values() for m in s.missing.values()) - self.store.held)
+        return max(0, sum(m.bytes for s in self.guest.spaces.values() for m in s.missing.values()) - self.store.held)
 
     def _look_whether_whole(self) -> None:
         """The source has sent everything: if all that is not in its place is in the store, it may forget its own.  Nothing depends on it
@@ -509,19 +377,19 @@ class Pager:
         """Whether nothing is missing, or nobody is left who could miss it."""
         if not self.pushing or self.over:
             return self.over
-        if not self.owner:
+        if not self.guest.owner:
             return True
-        return self.whole and not self.asked and self.idle and not self.faults
+        return self.whole and not self.asked and self.idle and not self.guest.faults
 
     def finish(self) -> None:
         """Let the memory be ordinary memory, and tell the source, if it does not know yet, that it may forget its own."""
         self.over = True
-        for fd in list(self.owner):
-            self._gone(fd)
+        for fd in list(self.guest.owner):
+            self.guest.close(fd)
         if not self.released:
             self.release_source()
         self.say("all", **self._figures())
 
     def wanted(self) -> list[tuple[int, list[tuple[int, int]]]]:
         """For tests: what is missing, by index."""
-        return [(i, join(s.left())) for i, s in self.spaces.items()]
+        return [(i, join(s.left())) for i, s in self.guest.spaces.items()]

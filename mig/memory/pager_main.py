@@ -86,7 +86,7 @@ class Process:
                 listener.bind(str(self.start["socket"]))
                 listener.listen(1)
             if adopt:
-                pager.layout(_layout(adopt["processes"]))
+                pager.guest.layout(_layout(adopt["processes"]))
                 old = EventLog(libc.pidfd_getfd(int(adopt["guardian"]), int(adopt["log"])))
                 pager.take_over(int(adopt["guardian"]), old, whole=bool(adopt["whole"]))
             while len(self.guards) < guardian.COUNT:
@@ -181,7 +181,7 @@ class Process:
             return False
         match m["op"]:
             case "layout":
-                pager.layout(_layout(m["processes"]))
+                pager.guest.layout(_layout(m["processes"]))
                 self.say("laid-out")
             case "push":
                 pager.start_push()

@@ -116,8 +116,8 @@ def give_back(pid: int, seconds: float, at: Path) -> dict[str, int]:
         pairs = [socket.socketpair() for _ in range(2)]
         said: list[str] = []
         pager = Pager(listener, lambda op, **m: said.append(op), lambda: said.append("broken"), EventLog())
-        pager.layout([(0, pid, ranges)])
-        pager._adopt(fd, 0)
+        pager.guest.layout([(0, pid, ranges)])
+        pager.guest.adopt(fd, pid)
         source = Source(copy, ranges, pairs[0][1], pairs[1][1], seconds)
         pager.connected(pairs[0][0], pairs[1][0])
         pager.start_push()

@@ -20,8 +20,8 @@ AREA = (0x10000000, 0x10000000 + 64 * PAGE)
 def pager() -> Iterator[Pager]:
     """One whose guest misses all of an area of 64 pages; the number of its userfaultfd is never used."""
     p = Pager(None, lambda op, **m: None, lambda: None, EventLog())
-    p.layout([(0, 4711, [AREA])])
-    p.spaces[0].open(999, [AREA])
+    p.guest.layout([(0, 4711, [AREA])])
+    p.guest.spaces[0].open(999, [AREA])
     yield p
     p.store.close()
     p.poll.close()
@@ -42,7 +42,7 @@ def test_what_the_store_has_is_not_asked_for_again(pager: Pager) -> None:
     pager.store.mark(0, *pages(0, 9))
     pager.store.mark(0, *pages(20, 29))
     assert pager.missing_ranges() == [(0, *pages(10, 19)), (0, *pages(30, 63))]
-    pager.spaces[0].arrived(999, *pages(30, 60))
+    pager.guest.spaces[0].arrived(999, *pages(30, 60))
     assert pager.missing_ranges() == [(0, *pages(10, 19)), (0, *pages(61, 63))]
 
 
@@ -50,7 +50,7 @@ def test_more_ranges_than_a_message_holds_become_whole_areas(pager: Pager, monke
     """What comes twice is dropped."""
     monkeypatch.setattr(pagers, "MANY", 8)
     for n in range(0, 64, 4):
-        pager.spaces[0].arrived(999, *pages(n, n))
+        pager.guest.spaces[0].arrived(999, *pages(n, n))
     assert pager.missing_ranges() == [(0, *AREA)]
 
 
