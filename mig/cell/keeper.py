@@ -16,98 +16,69 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from mig import logs, paths, wire
 from mig.agent import workdir
-from mig.agent.watchers import Reply, Watchers
+from mig.agent.watchers import Reply
 from mig.cell import agent_link
 from mig.cell.agent_link import AgentLink
+from mig.cell.arriving import Arriving
 from mig.cell.cell import Exited, Stopped
 from mig.cell.guest import Guest
 from mig.cell.host_source import HostSource
 from mig.cell.house import House, cell_cgroup
+from mig.cell.keeping import KeeperBase
 from mig.cell.positions import Positions
 from mig.cell.proxies import Proxies
 from mig.cell.stored import Stored
-from mig.criu import features
 from mig.criu.agreed import Agreement, objections, warm_up
-from mig.errors import BadInput, CannotMove, MigError, MoveFailed
+from mig.errors import CannotMove, MigError, MoveFailed
 from mig.homefs import mount
-from mig.kernel import libc, pidfd, priority, procfs
+from mig.kernel import libc, priority
 from mig.kernel.cgroup import leave_unit
 from mig.kernel.page_out import page_out
-from mig.memory.pager_link import PagerLink
 from mig.migration import faults
 from mig.migration.faults import Fault, reach
-from mig.migration.journal import ABORTED, PREPARED, RUNNING, Journal
+from mig.migration.journal import ABORTED, RUNNING
 from mig.migration.machine import Outcome, Step
 from mig.migration.peer import Destination, receive_images
 from mig.migration.runner import Runner, as_error, describe
-from mig.model import GuestState, NodeInfo, ProcessFacts
-from mig.tasks import Tasks
+from mig.model import NodeInfo
 from mig.trust import links
 
 log = logging.getLogger(__name__)
 
 
-_LOOKS, _MOST_LOOKS, _QUICK_NS = 5, 30, 2_000_000
-"""Questions about home's clocks: at least, at most, and the nanoseconds for an answer that is exact enough."""
-
-
-class Aborted(Exception):
-    """The move ended before GO; the reason is the message."""
-
-
-class Keeper:
+class Keeper(KeeperBase):
     """Owner of one cell."""
 
     def __init__(self, conn: socket.socket, request: dict[str, Any], node: NodeInfo) -> None:
-        self.conn, self.request, self.node = conn, request, node
-        self.mid, self.epoch, self.mode = str(request["mid"]), int(request["epoch"]), str(request["mode"])
-        self.home = NodeInfo.from_map(request["home"])
-        self.facts = ProcessFacts.from_map(request["facts"])
+        super().__init__(conn, request, node)
+        self.mode = str(request["mode"])
         self.agreed = Agreement.of(self.facts, root_allowed=bool(request.get("root_allowed")))
-        self.journal = Journal(self.mid, "destination")
-        self.work: Path | None = None
-        self.agent: AgentLink | None = None
         self.house: House | None = None
         self.proxies = Proxies(self.facts.externals, self.mode)
         self.guest: Guest | None = None
-        self.pager: PagerLink | None = None
-        self._no_pager = ""
-        self._filled = False  # all memory was fetched before GO
-        self._told_whole = False
+        self.memory = Arriving(request.get("memory"), self.row, self.over, self._memory_whole)
         self.positions: Positions | None = None
-        self.over = asyncio.Event()
         self._clocks = (0, 0)
-        self._tasks = Tasks()
         self._moving: Runner | None = None
         self._shelved = False  # frozen by order: this node has left the pool, and nobody took the guest
         self._before = "running"
-        self._told_to_abort = False
         self.holding = False
-        self.row = GuestState(
-            role="keeper", pid=self.facts.pid, home=self.home.name, where=node.name, state="moving", uid=self.facts.uid,
-            comm=self.facts.comm, start=self.facts.start, since=time.time(), helper=os.getpid(), rss=self.facts.rss, cpu_s=self.facts.cpu_s,
-            nmigs=int(request.get("nmigs", 1)),
-        )  # fmt: skip
-        self.watchers = Watchers(paths.KEEPERS / f"{self.home.id}-{self.facts.pid}-{self.epoch}.sock", lambda: self.row, self._order)
 
     # -- preparing: before the loop that serves, because the cell is forked ----------------------------------------------------
 
     def prepare(self) -> None:
         """Everything that can be done while the process still runs at its source; raises :class:`MigError`."""
-        me = pidfd.identity(os.getpid())
-        self.journal.write(PREPARED, keeper=me.pid, start=me.start, boot=me.boot)
+        self._begin()
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
         warm_up()
@@ -116,29 +87,15 @@ class Keeper:
         server = self.request["files"]
         token = bytes(self.request["token"])
         files = mount.connect(str(server[0]), int(server[1]), token, dial=self._dial) if self.mode == "remote" else None
-        if memory := self.request.get("memory"):
-            self._start_pager(memory)
+        self.memory.start(self.work / "img", cell_cgroup(self.mid))
         self.house = House(self.mid, self.mode, self.facts, self.work, files, self.proxies, self._clocks)
-
-    def _start_pager(self, source: dict[str, Any]) -> None:
-        """For a guest whose memory comes after it; where that is not possible here its source sends everything in the images."""
-        assert self.work is not None
-        able = features.probe()
-        if not (able.lazy_pages and able.uffd):
-            self._no_pager = "userfaultfd or CRIU's lazy restore is missing there"
-            return
-        try:
-            self.pager = PagerLink.start(source, self.work / "img", cell_cgroup(self.mid))
-        except MigError as e:
-            self._no_pager = e.message
-            log.warning("no pager: %s", e.message)
 
     async def _connect_home(self) -> None:
         """Connect to the agent: one link, and one connection for each external."""
         await reach(Fault.BEFORE_PREPARE)
         try:
             self.agent = AgentLink(await agent_link.connect(self.home, self.request, kind="keeper"))
-            self._clocks = await self._compare_clocks()
+            self._clocks = await self.agent.compare_clocks()
             for e in self.facts.externals:
                 self.proxies.connected(e, await agent_link.connect(self.home, self.request, kind="channel", id=e.id))
             if self.mode == "home":
@@ -155,48 +112,17 @@ class Keeper:
         uids, gids = (frozenset(int(i) for i in m[k]) for k in ("uids", "gids"))
         self.agreed = dataclasses.replace(self.agreed, uids=uids, gids=gids, root_allowed=0 in uids)
 
-    async def _compare_clocks(self) -> tuple[int, int]:
-        """Nanoseconds by which home's monotonic and boot clocks are ahead of ours; of some answers the quickest is the most exact.
-
-        Errors of many moves add up in a guest's clock, so a busy node, where an answer takes long, is asked more often.
-        """
-        assert self.agent is not None
-        best, found = 1 << 62, (0, 0)
-        for i in range(_MOST_LOOKS):
-            if i >= _LOOKS and best < _QUICK_NS:
-                break
-            sent = time.monotonic_ns()
-            m = await self.agent.talk("clocks?")
-            took = time.monotonic_ns() - sent
-            if took < best:
-                now = (time.monotonic_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-                best, found = took, (int(m["monotonic"]) + took // 2 - now[0], int(m["boottime"]) + took // 2 - now[1])
-        return found
-
     def _dial(self, addr: str, port: int) -> socket.socket:
         return links.dial(self.home.id, addr, port)
 
     # -- the move --------------------------------------------------------------------------------------------------------------
 
-    async def serve(self) -> None:
-        """Say prepared, follow the source up to GO or abort; then look after the guest until it ends or has moved on."""
-        assert self.house is not None
-        self.conn.setblocking(False)
-        try:
-            await self._to_the_barrier()
-        except Exception as e:  # whatever it is: a copy that was not accepted must end
-            await self._abort(e)
-            return
-        await self._run_guest()
-
-    async def _to_the_barrier(self) -> None:
+    async def _take_in(self) -> None:
+        """Say prepared, and restore the guest up to the barrier; it runs on when the source says so."""
         assert self.house is not None and self.work is not None
         cell = self.house.cell
-        await wire.asend(self.conn, op="prepared", took_ms=round(self.house.took_ms, 1), no_pager=self._no_pager)
-        head = await wire.arecv(self.conn)
-        if head.get("op") != "images":
-            self._told_to_abort = head.get("op") == "abort"
-            raise Aborted(f"the source said {head.get('op')!r}")
+        await wire.asend(self.conn, op="prepared", took_ms=round(self.house.took_ms, 1), no_pager=self.memory.no_pager)
+        head = self._due(await wire.arecv(self.conn), "images")
         t0 = time.monotonic()
         priority.group_high(cell.processes())
         await receive_images(self.conn, head, str(self.work / "img"))
@@ -205,10 +131,9 @@ class Keeper:
         t2 = time.monotonic()
         await reach(Fault.BEFORE_RESTORE)
         rest = {int(k): bytes(v) for k, v in head.get("rest", {}).items()}
-        lazy = await self._lay_out(head.get("memory"))
+        lazy = await self.memory.lay_out(head.get("memory"), self._memory_lost)
         await cell.restore(self.proxies.settle(rest, await self._busy()), lazy=lazy)
-        if self.pager is not None:
-            await self.pager.restored()
+        await self.memory.restored()
         cell.guest_cgroup.freeze()  # the barrier: guest and CRIU stand still together, whatever dies now
         self.guest = Guest(cell)
         self.positions = Positions(self.facts.shared_files, self.guest.pids())
@@ -218,37 +143,19 @@ class Keeper:
         word = await wire.arecv(self.conn)
         if word.get("op") == "fill":
             word = await self._fill()
-        if word.get("op") != "go":
-            self._told_to_abort = word.get("op") == "abort"
-            raise Aborted(f"the source said {word.get('op')!r}")
+        self._due(word, "go")
         await reach(Fault.BEFORE_RUNNING)
         self.journal.write(RUNNING)  # accepted: from here on only its own end stops the guest
         cell.guest_cgroup.thaw()
-        if self.pager is not None and not self._filled:
-            await self.pager.push()
+        await self.memory.push()
         await cell.release()
-        try:
-            await reach(Fault.AFTER_GO)
-            cpu = procfs.cpu_s(os.getpid(), but=self.guest.pids())
-            await wire.asend(self.conn, op="running", host_pid=self.guest.pid, cpu_ms=round(cpu * 1e3))
-        except Exception as e:  # whatever it is, the guest runs: the source asks our omdiscd for the answer that it did not get
-            log.warning("the answer to GO is lost: %s", e)
-            self.conn.close()
+        await self._answer_go(self.guest.pid, self.guest.pids)
 
     async def _fill(self) -> dict[str, Any]:
         """Fetch all memory while the copy stands at the barrier; returns the source's next word, which may come before that."""
         word = asyncio.ensure_future(wire.arecv(self.conn))
-        if self.pager is not None:
-            await self.pager.push()
-            whole = asyncio.ensure_future(self.pager.whole.wait())
-            try:
-                await asyncio.wait({word, whole}, return_when=asyncio.FIRST_COMPLETED)
-                if not whole.done():
-                    return await word
-            finally:
-                whole.cancel()
-        self._filled = True
-        await wire.asend(self.conn, op="filled")
+        if await self.memory.fill(word):
+            await wire.asend(self.conn, op="filled")
         return await word
 
     async def _as_agreed(self) -> None:
@@ -263,28 +170,8 @@ class Keeper:
         if reasons:
             raise MigError(f"{self.node.name} does not restore what it was sent: it is not what was agreed", reasons=reasons)
 
-    async def _lay_out(self, memory: Any) -> bool:
-        """Tell the pager what the images lack; False when they hold everything."""
-        if self.pager is None:
-            if memory:
-                raise wire.WireError("the images lack memory, and there is no pager")
-            return False
-        if memory is None:
-            self.pager.close()
-            self.pager = None
-            return False
-        await self.pager.layout(memory, self._memory_lost, self._memory_news)
-        return True
-
-    def _memory_news(self) -> None:
-        """Pages have arrived, or the source does not answer."""
-        if self.pager is None or self.over.is_set() or not self.row.host_pid:
-            return
-        self.row.arriving, self.row.waiting_s = self.pager.missing, round(self.pager.silent, 1)
-        self.row.waiting_for = str(self.request["memory"].get("name", "")) if self.pager.silent else ""
-        if self.pager.whole.is_set() and not self._told_whole and self.row.state in ("running", "stopped", "moving"):
-            self._told_whole = True
-            self._tasks.spawn(self.tell_agent("memory", **self.pager.report))
+    def _memory_whole(self, report: dict[str, Any]) -> None:
+        self._tasks.spawn(self.tell_agent("memory", **report))
 
     def _memory_lost(self, why: str) -> None:
         """What has not arrived never will: a guest that went on would read zeros, so it ends."""
@@ -312,38 +199,25 @@ class Keeper:
         assert self.agent is not None
         return [int(i) for i in (await self.agent.talk("busy?"))["busy"]]
 
-    async def _abort(self, why: BaseException) -> None:
-        """Kill the copy, then leave the tombstone: in this order, so that ``aborted`` is only ever said of a copy that is gone."""
-        log.info("aborted: %s", why, exc_info=None if isinstance(why, (Aborted, MigError, EOFError)) else why)
+    def _end_copy(self) -> None:
         if self.house is not None:
             self.house.end()
-        if self._told_to_abort:
-            self.journal.forget()  # its source knows, and has not committed: nobody will ask
-        else:
-            self.journal.write(ABORTED)
-        with contextlib.suppress(OSError):
-            if not isinstance(why, (Aborted, EOFError, OSError)):
-                error = why if isinstance(why, MigError) else MigError(f"{type(why).__name__}: {why}")
-                await wire.asend(self.conn, op="failed", error=error.to_wire())
-            await wire.asend(self.conn, op="aborted")
-        self.close()
 
     # -- the guest's life ------------------------------------------------------------------------------------------------------
 
-    async def _run_guest(self) -> None:
+    async def _keep(self) -> None:
         assert self.guest is not None and self.house is not None
         self.row.state, self.row.host_pid, self.row.since = "running", self.guest.pid, time.time()
         self.row.hold_until = self.row.since + float(self.request.get("hold_s") or 0)
         await self.tell_agent("running", host_pid=self.guest.pid, proxied=sorted(self.proxies.proxied))
         self._tasks.spawn(self._read_agent())
-        self._memory_news()  # what was fetched before it ran
+        self.memory.news()  # what was fetched before it ran
         self.watchers.start()
         self._tasks.spawn(self._guest_events())
         self._tasks.spawn(self._source_knows())
         self._tasks.spawn(self._report())
         await self.over.wait()
         self.house.end()
-        self.close()
 
     async def _guest_events(self) -> None:
         assert self.house is not None
@@ -365,12 +239,6 @@ class Keeper:
                     await self.tell_agent("continued")
         self.over.set()
 
-    async def _source_knows(self) -> None:
-        """Once the source has our answer nobody asks about this move any more, and its journal may go."""
-        with contextlib.suppress(OSError, EOFError):
-            if (await wire.arecv(self.conn)).get("op") == "known":
-                self.journal.forget()
-
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(1)
@@ -381,16 +249,6 @@ class Keeper:
             await self.tell_agent("stats", cpu_s=self.row.cpu_s, rss=self.row.rss, **memory)
 
     # -- the home agent --------------------------------------------------------------------------------------------------------
-
-    async def tell_agent(self, op: str, **m: Any) -> None:
-        """Send one message; a lost agent is noticed by whoever reads from it."""
-        assert self.agent is not None
-        await self.agent.tell(op, **m)
-
-    async def ask_agent(self, op: str, answer: str, **m: Any) -> dict[str, Any]:
-        """Send a question, wait for the message named ``answer``."""
-        assert self.agent is not None
-        return await self.agent.ask(op, answer, **m)
 
     async def _read_agent(self) -> None:
         assert self.agent is not None and self.guest is not None and self.house is not None
@@ -419,12 +277,12 @@ class Keeper:
             self.over.set()
 
     async def _order(self, m: dict[str, Any], reply: Reply) -> None:
-        """Orders of this node's omdiscd: to stand still, to go on.  Moves go through the home agent, which coordinates all of its guest."""
+        """Orders of this node's omdiscd: to stand still, to go on."""
         if m.get("op") in ("shelve", "unshelve"):
             await self._shelve(m.get("op") == "shelve")
             await reply({"op": "shelved", "id": m.get("id"), "on": self._shelved})
             return
-        await reply({"op": "failed", "id": m.get("id"), "error": BadInput("orders go to the home agent").to_wire()})
+        await super()._order(m, reply)
 
     async def _shelve(self, on: bool) -> None:
         """Freeze the guest where it is, or let it go on.  Not in the middle of a move, which has its own freeze."""
@@ -437,7 +295,7 @@ class Keeper:
             self._before = self.row.state
         self._shelved = on
         await self._tell_shelved()
-        if on and (self.pager is None or self.pager.arrived.is_set()):
+        if on and self.memory.done:
             await asyncio.to_thread(self._page_out)
 
     def _page_out(self) -> None:
@@ -459,13 +317,14 @@ class Keeper:
         to = NodeInfo.from_map(m["to"])
         what = f"{self.facts.comm} ({self.facts.pid}) could not be moved to {to.name}"
         if self._moving is not None:
-            await self.tell_agent("moved", ok=False, error=CannotMove(f"{what}: it is just being moved").to_wire())
+            await self._not_moved(CannotMove(f"{what}: it is just being moved"))
             return
         timeout = float(m.get("timeout") or 0)
-        if not await self._settled(timeout):
-            late = MoveFailed(f"{what}: its memory has not all arrived here yet; still running on {self.node.name}")
-            await self.tell_agent("moved", ok=False, error=late.to_wire())
-            return
+        if not self.memory.done:  # one that moves on serves from one place only
+            self._progress("its memory is still arriving")
+            if not await self.memory.wait(timeout):
+                await self._not_moved(MoveFailed(f"{what}: its memory has not all arrived here yet; still running on {self.node.name}"))
+                return
         began = time.monotonic()
         self.row.state = "moving"
         await self.watchers.changed()  # omdiscd gives it the CPU that the move takes, also where the host is busy
@@ -484,7 +343,7 @@ class Keeper:
                 source.group.freeze()
                 await self._tell_shelved()
             await self.watchers.changed()
-            await self.tell_agent("moved", ok=False, error=as_error(result, what, self.node.name).to_wire())
+            await self._not_moved(as_error(result, what, self.node.name))
             return
         pause = round((result.ended_at - result.frozen_at) * 1e3, 1)
         log.info("moved on to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
@@ -495,15 +354,6 @@ class Keeper:
             await self.watchers.tell(op="costs", total_ms=total, rss=self.row.rss, **moved)
         await self._hold(source)
         self.over.set()
-
-    async def _settled(self, timeout: float) -> bool:
-        """Whether all of the guest's memory is here: one that moves on serves from one place only."""
-        if self.pager is None or self.pager.arrived.is_set():
-            return True
-        self._progress("its memory is still arriving")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.pager.arrived.wait(), timeout or None)
-        return self.pager.arrived.is_set()
 
     async def _hold(self, source: HostSource) -> None:
         """The guest has gone on: its frozen copy here holds the memory until the next host has all of it."""
@@ -517,29 +367,15 @@ class Keeper:
             log.error("%s", e.message)
         await source.close()
 
-    def _progress(self, step: str) -> None:
-        self._tasks.spawn(self.tell_agent("progress", step=step))
-
-    def _doubt(self, error: str) -> None:
-        self.row.state = "in-doubt"
-        self._tasks.spawn(self.tell_agent("doubt", error=error))
-
     def close(self) -> None:
         """Leave nothing behind but the journal."""
-        self._tasks.cancel()
         self.proxies.close()
         if self.positions is not None:
             self.positions.close()
-        if self.pager is not None:
-            self.pager.close()
+        self.memory.close()
         if self.house is not None:
             self.house.close()
-        self.watchers.close()
-        if self.agent is not None:
-            self.agent.close()
-        self.conn.close()
-        if self.work is not None:
-            shutil.rmtree(self.work, ignore_errors=True)
+        super().close()
 
 
 def main() -> int:

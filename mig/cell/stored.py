@@ -9,32 +9,27 @@ Signals wait at the home agent meanwhile; SIGKILL ends the guest.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
-import shutil
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
-from mig import paths, wire
+from mig import wire
 from mig.agent import workdir
-from mig.agent.watchers import Reply, Watchers
 from mig.cell import agent_link
 from mig.cell.agent_link import AgentLink
+from mig.cell.keeping import KeeperBase
 from mig.criu import images
-from mig.errors import BadInput, CannotMove, MigError
+from mig.errors import CannotMove, MigError
 from mig.kernel import pidfd, procfs
 from mig.migration.faults import Fault, reach
-from mig.migration.journal import ABORTED, ARRIVED, BEGIN, COMMIT, PREPARED, ROLLED_BACK, RUNNING, Journal
+from mig.migration.journal import ARRIVED, BEGIN, COMMIT, ROLLED_BACK, RUNNING, Journal
 from mig.migration.machine import Outcome, Step
 from mig.migration.peer import Destination, receive_images
 from mig.migration.runner import Runner, as_error, describe
-from mig.model import GuestState, NodeInfo, ProcessFacts
-from mig.tasks import Tasks
+from mig.model import NodeInfo
 
 log = logging.getLogger(__name__)
 
@@ -42,27 +37,14 @@ PLAN = (Step.ASK, Step.SHIP, Step.RESTORE, Step.VERIFY)
 """The guest stands still and is dumped already."""
 
 
-class Stored:
+class Stored(KeeperBase):
     """Takes in one guest's images, and gives them to the node that takes the guest."""
 
     def __init__(self, conn: socket.socket, request: dict[str, Any], node: NodeInfo) -> None:
-        self.conn, self.request, self.node = conn, request, node
-        self.home = NodeInfo.from_map(request["home"])
-        self.facts = ProcessFacts.from_map(request["facts"])
-        self.journal = Journal(str(request["mid"]), "destination")
+        super().__init__(conn, request, node)
         self.rest: dict[int, bytes] = {}
         """Input that the guest had not read, by external."""
-        self.over = asyncio.Event()
-        self.agent: AgentLink | None = None
-        self.work: Path | None = None
         self._moving = False
-        self._tasks = Tasks()
-        self.row = GuestState(
-            role="keeper", pid=self.facts.pid, home=self.home.name, where=node.name, state="moving", uid=self.facts.uid,
-            comm=self.facts.comm, start=self.facts.start, since=time.time(), helper=os.getpid(), rss=self.facts.rss, cpu_s=self.facts.cpu_s,
-            nmigs=int(request.get("nmigs", 1)),
-        )  # fmt: skip
-        self.watchers = Watchers(paths.KEEPERS / f"{self.home.id}-{self.facts.pid}-{request['epoch']}.sock", lambda: self.row, self._order)
 
     @property
     def img(self) -> str:
@@ -70,77 +52,37 @@ class Stored:
         assert self.work is not None
         return str(self.work / "img")
 
-    async def serve(self) -> None:
-        """Take the images in; then until the guest has gone on, or has ended."""
-        self.conn.setblocking(False)
-        try:
-            await self._take_in()
-        except Exception as e:  # whatever it is: images that were not accepted must never be restored
-            await self._abort(e)
-            return
-        await self._keep()
-
     # -- coming ----------------------------------------------------------------------------------------------------------------
 
     async def _take_in(self) -> None:
-        me = pidfd.identity(os.getpid())
-        self.journal.write(PREPARED, keeper=me.pid, start=me.start, boot=me.boot)
-        self.work = workdir.make_on_disk(str(self.request["mid"]), self.facts.rss)
+        self._begin()
+        self.work = workdir.make_on_disk(self.mid, self.facts.rss)
         try:
             self.agent = AgentLink(await agent_link.connect(self.home, self.request, kind="keeper"))
         except (OSError, EOFError, TimeoutError) as e:
             raise MigError(f"{self.node.name} cannot reach the home agent: {describe(e)}") from e
         await wire.asend(self.conn, op="prepared", took_ms=0.0, no_pager="it is stored")
-        head = await self._next("images")
+        head = self._due(await wire.arecv(self.conn), "images")
         await receive_images(self.conn, head, self.img)
         if reasons := await self.agent.refused(self.img):
             raise MigError(f"{self.node.name} does not store what it was sent: it is not what was agreed", reasons=reasons)
         self.rest = {int(k): bytes(v) for k, v in head.get("rest", {}).items()}
         images.forget_sizes(self.img)
         await wire.asend(self.conn, op="ready")
-        await self._next("go")
+        self._due(await wire.arecv(self.conn), "go")
         await reach(Fault.BEFORE_RUNNING)
         self.journal.write(RUNNING)  # accepted: from here on the images are the guest
-        try:
-            await reach(Fault.AFTER_GO)
-            await wire.asend(self.conn, op="running", host_pid=0, cpu_ms=round(procfs.cpu_s(os.getpid()) * 1e3))
-        except Exception as e:  # whatever it is: the source asks our omdiscd for the answer that it did not get
-            log.warning("the answer to GO is lost: %s", e)
-            self.conn.close()
-
-    async def _next(self, op: str) -> dict[str, Any]:
-        m = await wire.arecv(self.conn)
-        if m.get("op") != op:
-            raise EOFError(f"the source said {m.get('op')!r}")
-        return m
-
-    async def _abort(self, why: Exception) -> None:
-        log.info("aborted: %s", why, exc_info=None if isinstance(why, (MigError, EOFError)) else why)
-        self.journal.write(ABORTED)
-        with contextlib.suppress(OSError):
-            if not isinstance(why, (EOFError, OSError)):
-                error = why if isinstance(why, MigError) else MigError(f"{type(why).__name__}: {why}")
-                await wire.asend(self.conn, op="failed", error=error.to_wire())
-            await wire.asend(self.conn, op="aborted")
-        self.close()
+        await self._answer_go()
 
     # -- being there -----------------------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        assert self.agent is not None
         self.row.state, self.row.since = "stored", time.time()
-        await self.agent.tell("stored")
+        await self.tell_agent("stored")
         self.watchers.start()
         self._tasks.spawn(self._read_agent())
         self._tasks.spawn(self._source_knows())
         await self.over.wait()
-        self.close()
-
-    async def _source_knows(self) -> None:
-        """Once the source has our answer nobody asks about this move any more, and its journal may go."""
-        with contextlib.suppress(OSError, EOFError):
-            if (await wire.arecv(self.conn)).get("op") == "known":
-                self.journal.forget()
 
     async def _read_agent(self) -> None:
         assert self.agent is not None
@@ -156,18 +98,14 @@ class Stored:
                 log.error("the home agent is gone (%s), and the guest with it", e or type(e).__name__)
             self.over.set()
 
-    async def _order(self, m: dict[str, Any], reply: Reply) -> None:
-        await reply({"op": "failed", "id": m.get("id"), "error": BadInput("orders go to the home agent").to_wire()})
-
     # -- going on --------------------------------------------------------------------------------------------------------------
 
     async def _move(self, m: dict[str, Any]) -> None:
         """The agent wants the guest to go on somewhere: be the source of that move."""
-        assert self.agent is not None
         to = NodeInfo.from_map(m["to"])
         what = f"{self.facts.comm} ({self.facts.pid}) could not be brought to {to.name}"
         if self._moving:
-            await self.agent.tell("moved", ok=False, error=CannotMove(f"{what}: it is just being moved").to_wire())
+            await self._not_moved(CannotMove(f"{what}: it is just being moved"))
             return
         self._moving, self.row.state = True, "moving"
         timeout = float(m.get("timeout") or 0)
@@ -179,30 +117,10 @@ class Stored:
             self._moving, self.row.state = False, "stored"
         await source.settled(result.outcome)
         if result.outcome is not Outcome.ARRIVED:
-            error = as_error(result, what, self.node.name, left="stored")
-            await self.agent.tell("moved", ok=False, error=error.to_wire())
+            await self._not_moved(as_error(result, what, self.node.name, left="stored"))
             return
-        await self.agent.tell("moved", ok=True, result=source.moved())
+        await self.tell_agent("moved", ok=True, result=source.moved())
         self.over.set()
-
-    def _progress(self, step: str) -> None:
-        assert self.agent is not None
-        self._tasks.spawn(self.agent.tell("progress", step=step))
-
-    def _doubt(self, error: str) -> None:
-        assert self.agent is not None
-        self.row.state = "in-doubt"
-        self._tasks.spawn(self.agent.tell("doubt", error=error))
-
-    def close(self) -> None:
-        """Leave nothing behind but the journal."""
-        self._tasks.cancel()
-        self.watchers.close()
-        if self.agent is not None:
-            self.agent.close()
-        self.conn.close()
-        if self.work is not None:
-            shutil.rmtree(self.work, ignore_errors=True)
 
 
 class StoredSource:
@@ -227,8 +145,7 @@ class StoredSource:
             case Step.SHIP:
                 self.bytes = await self.dest.ship(self.stored.img, rest=self.stored.rest)
             case Step.RESTORE:
-                assert self.stored.agent is not None
-                await self.stored.agent.ask("expire", "expired")
+                await self.stored.ask_agent("expire", "expired")
                 await self.dest.ready()
             case Step.VERIFY:
                 self.dest.verify()
