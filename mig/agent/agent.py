@@ -13,27 +13,24 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from mig import logs, paths, wire
-from mig.agent import holding, home_locks
-from mig.agent.deputy_link import DeputyLink
+from mig import paths, wire
+from mig.agent.belongings import Belongings
 from mig.agent.externals import Externals
-from mig.agent.files import FileServer
 from mig.agent.home_source import PLAN, Changed, HomeSource
 from mig.agent.keeper_link import KeeperLink
+from mig.agent.move_order import MoveOrder
+from mig.agent.stand_in import StandIn
 from mig.agent.switchboard import Switchboard
 from mig.agent.watchers import Reply, Watchers
 from mig.deputy import link
-from mig.errors import BadInput, CannotMove, MigError, MoveFailed, OutcomeUnknown
-from mig.homefs.guest import Guest
+from mig.errors import BadInput, CannotMove, MigError, MoveFailed
 from mig.inspect.facts import gather
 from mig.kernel import pidfd, procfs
-from mig.kernel.cgroup import Cgroup
 from mig.migration.machine import Outcome
 from mig.migration.peer import Destination
-from mig.migration.runner import Result, Runner, as_error
+from mig.migration.runner import Runner, as_error
 from mig.model import GuestState, NodeInfo, ProcessFacts
 from mig.tasks import Tasks
 
@@ -57,36 +54,29 @@ class Agent:
         self.token = os.urandom(32)
         self.facts: ProcessFacts = gather(pid)
         self.board = Switchboard(self.token, self._keeper_connected)
-        self.files: FileServer | None = None
-        self.externals = Externals(self.pid, self._guest_closed, self._foreground)
+        self.stand_in = StandIn(pid, self._deputy_signal, self._deputy_died)
+        self.externals = Externals(pid, self.stand_in.close_descriptors, self._foreground)
+        self.belongings = Belongings(pid, self.token, self.externals, self._at_home)
         self.epoch = 0
         self.links: dict[int, KeeperLink] = {}
-        self.deputy: DeputyLink | None = None
-        self.frozen_original: Cgroup | None = None  # only where the conversion to a deputy failed
-        self.drop_signals = 0
         self.ended = asyncio.Event()
         self._arrived = asyncio.Event()
         self._hop: asyncio.Future[dict[str, Any]] | None = None
         self._moving = asyncio.Lock()
         self._runner: Runner | None = None
-        self._dest = ""
-        self._trail = {"mid": "", "step": ""}  # of the move under way, for its log lines and its event
         self._host_boot = ""
-        self._tell: Callable[[MigError], Awaitable[None]] | None = None
-        self._progress: Callable[[str], None] | None = None
+        self._order: MoveOrder | None = None  # the move under way, or the last one
         self._over = False
         self._shelved = False
         self._stored = False  # its images lie on this node's disk: it runs nowhere
         self._late: list[tuple[int, bool]] = []  # signals for when it runs again, and whether they are its group's
         self._source: HomeSource | None = None  # while it still serves memory
-        self._hold_s = 0.0
-        self._members: holding.Members | None = None  # of the tree that left home, while their memory is served
         self._tasks = Tasks()
         self.row = GuestState(
             role="agent", pid=pid, home=node.name, where=node.name, state="running", uid=self.facts.uid, comm=self.facts.comm,
             start=self.who.start, since=time.time(), helper=os.getpid(), rss=self.facts.rss, cpu_s=self.facts.cpu_s,
         )  # fmt: skip
-        self.watchers = Watchers(paths.AGENTS / f"{pid}.sock", lambda: self.row, self._order)
+        self.watchers = Watchers(paths.AGENTS / f"{pid}.sock", lambda: self.row, self._obey)
 
     async def run(self) -> None:
         """Serve until the guest has ended, or the process turned out to stay at home."""
@@ -97,20 +87,18 @@ class Agent:
         self._tasks.cancel()
         if self._source is not None:
             await self._source.close()
-        await self._end_members()
+        await self.stand_in.end_members()
         self.externals.close()
         self.board.close()
         for k in self.links.values():
             k.close()
-        if self.deputy is not None:
-            self.deputy.close()
-        if self.files is not None:
-            await self.files.stop()
+        self.stand_in.close()
+        await self.belongings.stop()
         self.watchers.close()
 
     # -- orders from omdiscd ---------------------------------------------------------------------------------------------------
 
-    async def _order(self, m: dict[str, Any], reply: Reply) -> None:
+    async def _obey(self, m: dict[str, Any], reply: Reply) -> None:
         match m.get("op"):
             case "move":
                 await self._move_order(m, reply)
@@ -140,66 +128,43 @@ class Agent:
             self._tasks.spawn(self.watchers.changed())
 
     async def _move_order(self, m: dict[str, Any], reply: Reply) -> None:
-        ident = m.get("id")
-        to = NodeInfo.from_map(m["to"])
-        started = time.monotonic()
-        here, was_stored = self.row.where, self._stored
-
-        def progress(step: str) -> None:
-            self._trail["step"] = step
-            logs.about(self._trail["mid"])
-            log.info("process %d (%s) %s -> %s, step %s", self.pid, self.facts.comm, here, to.name, step)
-            text = f"{self.facts.comm} ({self.pid}) {here} -> {to.name}: {step}"
-            self._tasks.spawn(reply({"op": "progress", "id": ident, "step": step, "text": text}))
-
-        async def answer(error: MigError | None, result: dict[str, Any]) -> None:
-            self._tell = None  # a caller gets one answer; what comes after "unknown" is an event
-            outcome = {"ok": True, "result": result} if error is None else {"ok": False, "error": error.to_wire()}
-            await reply({"op": "moved", "id": ident} | outcome)
-
+        order = MoveOrder(m, reply, self.pid, self.facts.comm, self.row.where, self._tasks)
+        started, was_stored = time.monotonic(), self._stored
         if self._moving.locked():
-            await answer(CannotMove(f"{self.facts.comm} ({self.pid}) is just being moved", hint="wait for the move under way to end"), {})
+            busy = CannotMove(f"{self.facts.comm} ({self.pid}) is just being moved", hint="wait for the move under way to end")
+            await order.answer(busy, {})
             return
         error: MigError | None = None
         result: dict[str, Any] = {}
         async with self._moving:
             self._set(state="moving")
-            self._dest, self._trail = to.name, {"mid": "", "step": "ask"}
-            self._hold_s = float(m.get("hold_s") or 0)
-            self._tell = lambda e: answer(e, {})
+            self._order = order
             try:
-                result = await self._move(to, str(m.get("mode", "remote")), float(m.get("timeout") or 0), progress, m)
+                result = await (self._move_on(order) if self.epoch else self._leave_home(order))
             except MigError as e:
                 error = e
-            self._dest = ""
             if self.row.state in ("moving", "in-doubt"):
                 self._set(state=self._idle_state())
-        result |= {"pid": self.pid, "from": here, "to": to.name, "total_ms": round((time.monotonic() - started) * 1e3, 1)}
+        result |= {"pid": self.pid, "from": order.here, "to": order.to.name, "total_ms": round((time.monotonic() - started) * 1e3, 1)}
         if was_stored:
             result["was"] = "stored"
-        await self._say_moved(result, error, str(m.get("reason", "")))
-        if self._tell is not None:
-            await answer(error, result)
+        await self._say_moved(order, error, result)
+        await order.answer(error, result)
         if self.epoch == 0 and not self._over:
             self._finish()  # it stays an ordinary process of this machine: nothing to look after
 
-    async def _say_moved(self, result: dict[str, Any], error: MigError | None, reason: str) -> None:
+    async def _say_moved(self, order: MoveOrder, error: MigError | None, result: dict[str, Any]) -> None:
         await self.watchers.changed()
         outcome = ("stored" if self._stored else "arrived") if error is None else error.code
-        failure = {} if error is None else {"error": error.message, "reasons": error.reasons, "step": self._trail["step"]}
-        await self.watchers.event(
-            t=time.time(), kind="move", mid=self._trail["mid"], comm=self.facts.comm, home=self.node.name, outcome=outcome, reason=reason,
-            **failure, **result,
-        )  # fmt: skip
+        failure = {} if error is None else {"error": error.message, "reasons": error.reasons, "step": order.step}
+        await self._event("move", outcome, reason=order.reason, mid=order.mid, **failure, **result)
 
-    async def _move(self, to: NodeInfo, mode: str, timeout: float, progress: Any, order: dict[str, Any]) -> dict[str, Any]:
-        memory = str(order.get("memory", "auto")), int(order.get("limit_bps") or 0)
-        if self.epoch:
-            return await self._move_on(to, mode, timeout, progress, memory)
-        if mode != "remote":
-            raise BadInput(f"{self.facts.comm} ({self.pid}) is at home already; nothing was done")
-        held = Cgroup(order["cgroup"]) if order.get("frozen") else None
-        return await self._leave_home(to, timeout, progress, held, memory)
+    async def _event(self, kind: str, outcome: str, *, reason: str = "", **more: Any) -> None:
+        about = {"t": time.time(), "kind": kind, "pid": self.pid, "comm": self.facts.comm, "home": self.node.name}
+        await self.watchers.event(**(about | {"outcome": outcome, "reason": reason} | more))
+
+    def _new_move(self) -> str:
+        return f"{self.node.id}-{self.pid}-{time.time_ns()}"
 
     def _idle_state(self) -> str:
         """The guest's state while nothing is done with it: ``frozen`` where its host has left the pool and nobody took it, ``stored`` where
@@ -212,15 +177,20 @@ class Agent:
 
     # -- the first move --------------------------------------------------------------------------------------------------------
 
-    async def _leave_home(
-        self, to: NodeInfo, timeout: float, progress: Any, held: Cgroup | None, memory: tuple[str, int]
-    ) -> dict[str, Any]:
+    async def _leave_home(self, order: MoveOrder) -> dict[str, Any]:
+        to = order.to
+        if order.mode != "remote":
+            raise BadInput(f"{self.facts.comm} ({self.pid}) is at home already; nothing was done")
         what = f"{self.facts.comm} ({self.pid}) could not be moved to {to.name}"
         self.board.hosts[1] = to.id
         for attempt in range(TRIES):
-            self._trail["mid"] = mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
-            source = HomeSource(self, Destination(to), mid, held=held, memory=memory)
-            result = await self._run(Runner(source, list(PLAN), progress=progress, doubt=self._in_doubt), timeout)
+            order.mid = self._new_move()
+            source = HomeSource(self, Destination(to), order.mid, held=order.held, memory=order.memory)
+            self._runner = Runner(source, list(PLAN), progress=order.progress, doubt=self._in_doubt)
+            try:
+                result = await self._runner.run(order.timeout)
+            finally:
+                self._runner = None
             if result.outcome is Outcome.ARRIVED:
                 break
             await source.settled(result.outcome)
@@ -234,31 +204,18 @@ class Agent:
         log.info("moved to %s: %s", to.name, {k: round(v * 1e3, 1) for k, v in result.spent.items()})
         return {"pause_ms": round(pause * 1e3, 1)} | source.moved()
 
-    async def _run(self, runner: Runner, timeout: float) -> Result:
-        self._runner = runner
-        try:
-            return await runner.run(timeout)
-        finally:
-            self._runner = None
-
     def _in_doubt(self, error: str) -> None:
         """The commit was given and its answer is missing: the caller is told after a while, the asking goes on."""
         log.warning("in doubt: %s", error)
         self._set(state="in-doubt")
-        self._tasks.spawn(self._doubt(self._dest))
+        if self._order is not None:
+            self._tasks.spawn(self._doubt(self._order))
 
-    async def _doubt(self, dest: str) -> None:
+    async def _doubt(self, order: MoveOrder) -> None:
         await self.watchers.changed()
         await asyncio.sleep(DOUBT_PATIENCE)
-        if self.row.state != "in-doubt" or self._tell is None:
-            return
-        await self._tell(
-            OutcomeUnknown(
-                f"{self.facts.comm} ({self.pid}): the move to {dest} was committed and {dest} has not answered; the process stands "
-                f"frozen on {self.row.where} until that node says what became of its copy",
-                hint=f"bring {dest} or its network back: it then resolves itself; mosps shows its state",
-            )
-        )
+        if self.row.state == "in-doubt":
+            await order.answer_unknown()
 
     async def _left_home(self, source: HomeSource, to: NodeInfo) -> None:
         """After the commit: the cell's channels go live, and the original becomes the deputy."""
@@ -266,41 +223,14 @@ class Agent:
         self._set(state="settling", where=to.name, nmigs=1, since=time.time())
         self._arrive(1, [e.id for e in source.facts.externals])
         await self.watchers.changed()
-        holds = source.carrier.mode != "full"
-        try:
-            self._keep_members(source)
-            assert source.converter is not None
-            await holding.keep_exit_writes(source)
-            deputy = await source.converter.convert(self.pid, str(source.group.path), self.drop_signals, hold=holds)
-            self.row.holder = deputy.holder or 0
-            self.deputy = DeputyLink(deputy, self._deputy_signal, self._deputy_died)
-            self._deputy_drops_record_locks()
-            source.leave_group()
-        except (MigError, OSError) as e:
-            if procfs.state(self.pid) in (None, "Z"):
-                self._deputy_died()
-            else:
-                log.error("no deputy could be made of %d, the frozen original stays in its place: %s", self.pid, e)
-                self.frozen_original = source.group
+        await self.stand_in.take_place(source)
+        self.row.holder = self.stand_in.holder
         # not before the original is taken care of: until then a dead agent's work is found by its journal
         await source.settled(Outcome.ARRIVED)
         self._set(state="running")
         if self.epoch not in self.links:
             self._tasks.spawn(self._lost(f"its keeper on {to.name} died right after it had arrived"))
         self._tasks.spawn(self._hold(source))
-
-    def _keep_members(self, source: HomeSource) -> None:
-        """The descendants run elsewhere: here they end at once, or, where their memory is still to be sent, later."""
-        descendants = procfs.tree(self.pid)[1:]
-        if needed := source.held_members() & set(descendants):
-            self._members = holding.Members(sorted(needed))
-        for p in set(descendants) - needed:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(p, signal.SIGKILL)
-
-    async def _end_members(self) -> None:
-        if self._members is not None:
-            await self._members.end()
 
     async def _hold(self, source: HomeSource) -> None:
         """The original's memory is held until the guest has all of it; a full dump has nothing to hold."""
@@ -311,8 +241,7 @@ class Agent:
             log.info("all memory has arrived: %d bytes", source.bytes + moved.bytes)
         except MigError as e:
             log.error("the memory of the original is lost: %s", e.message)  # its guest is ended by its keeper, which says why
-        await self._end_members()
-        await holding.let_go(self.row.holder, self.deputy)
+        await self.stand_in.let_go()
         self.row.holder = 0
         self._source = None
         await source.close()
@@ -320,32 +249,15 @@ class Agent:
 
     # -- what a source needs of us ---------------------------------------------------------------------------------------------
 
-    async def open_externals(self, facts: ProcessFacts) -> None:
-        """Take copies of everything that will be proxied, and start the file server if there is none."""
-        self.externals.open(facts)
-        if self.files is None:
-            groups = {facts.uid: list(procfs.status(self.pid).groups)}
-            self.files = await FileServer.start(self.node.addr, self.token, groups, Guest.of(self.pid, facts.tree))
-
     async def prepare_request(self, mid: str, epoch: int, mode: str) -> dict[str, Any]:
         """The part of a prepare message that is ours: how the new cell reaches home."""
-        assert self.files is not None
+        assert self._order is not None
         return {
             "op": "prepare", "v": wire.VERSION, "mid": mid, "epoch": epoch, "mode": mode,
             "home": dataclasses.asdict(self.node), "agent": [self.board.addr, self.board.port],
-            "files": [self.files.addr, self.files.port], "token": self.token,
-            "nmigs": self.row.nmigs + 1, "hold_s": self._hold_s, "store": mode == "store",
+            "files": [self.belongings.files.addr, self.belongings.files.port], "token": self.token,
+            "nmigs": self.row.nmigs + 1, "hold_s": self._order.hold_s, "store": mode == "store",
         }  # fmt: skip
-
-    async def expire_names(self) -> None:
-        """Names that the destination may have cached are looked up again from now on."""
-        assert self.files is not None
-        await self.files.ask("expire")
-
-    async def inherit_locks(self, pids: list[int]) -> None:
-        """Record locks of these frozen processes count as the guest's own when it asks for them."""
-        assert self.files is not None
-        await self.files.ask("inherit", pids=pids)
 
     def _at_home(self, k: KeeperLink) -> bool:
         """Whether the keeper is this node's own: another node has nothing to say about processes of this one."""
@@ -360,20 +272,19 @@ class Agent:
 
     # -- moving on -------------------------------------------------------------------------------------------------------------
 
-    async def _move_on(self, to: NodeInfo, mode: str, timeout: float, progress: Any, memory: tuple[str, int]) -> dict[str, Any]:
+    async def _move_on(self, order: MoveOrder) -> dict[str, Any]:
         """The keeper on the present host is the source; we hold input, and our channels follow the guest."""
         k = self.links.get(self.epoch)
         if k is None:
             raise MigError(f"{self.row.where}, where {self.facts.comm} ({self.pid}) runs, has no connection to us")
-        epoch = self.epoch + 1
-        self._trail["mid"] = mid = f"{self.node.id}-{self.pid}-{time.time_ns()}"
+        epoch, to = self.epoch + 1, order.to
+        order.mid = self._new_move()
         self.board.hosts[epoch] = to.id
         self._hop = asyncio.get_running_loop().create_future()
         self._arrived.clear()
-        self._progress = progress
         try:
-            request = await self.prepare_request(mid, epoch, mode)
-            await k.send("move", request=request, to=dataclasses.asdict(to), timeout=timeout, memory=memory)
+            request = await self.prepare_request(order.mid, epoch, order.mode)
+            await k.send("move", request=request, to=dataclasses.asdict(to), timeout=order.timeout, memory=order.memory)
             answer = await self._hop
         except OSError as e:
             raise MigError(f"the connection to {self.row.where} broke: {e}") from e
@@ -436,58 +347,21 @@ class Agent:
         # else a move that was given up had the same number: the end of its keeper, which a cut link tells late, means nothing
 
     async def _keeper_says(self, k: KeeperLink, m: dict[str, Any]) -> None:
+        if await self.belongings.answer(k, m, self.facts, stored=self._stored):
+            return
         match m.get("op"):
             case "running":
                 self._arrive(k.epoch, [int(i) for i in m["proxied"]])
             case "stored":
                 if self._at_home(k):
                     self._arrive(k.epoch, [], stored=True)
-            case "hold":
-                await self.externals.hold()
-                await k.send("held")
-            case "unhold":
-                self.externals.resume()
             case "progress":
-                if self._progress is not None:
-                    self._progress(str(m.get("step")))
+                if self._order is not None:
+                    self._order.progress(str(m.get("step")))
             case "doubt":
                 self._in_doubt(str(m.get("error", "")))
             case "moved":
                 self._answer_hop(m)
-            case "locks":
-                assert self.files is not None
-                await k.send("locks", locks=(await self.files.ask("locks"))["locks"])
-            case "inherit":
-                if self._at_home(k):
-                    await self.inherit_locks([int(p) for p in m["pids"]])
-                await k.send("inherited")
-            case "leaves":
-                if self._at_home(k):
-                    assert self.files is not None
-                    await self.files.ask("guest", guest=Guest.of(int(m["pids"][0]), m["pids"]).to_map())
-                await k.send("leave")
-            case "unlock":
-                assert self.files is not None
-                await self.files.unlock()
-                await k.send("unlocked")
-            case "relock":
-                assert self.files is not None
-                await self.files.relock()
-                await k.send("relocked")
-            case "clocks?":
-                await k.send("clocks", monotonic=time.monotonic_ns(), boottime=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-            case "ends?":
-                await k.send("ends", pid=os.getpid(), fds=self.externals.numbers(), uids=self.facts.uids, gids=self.facts.gids)
-            case "refused?" if self._at_home(k):
-                assert self.files is not None
-                # what is stored here was looked at when it came
-                files = [] if self._stored else (await self.files.ask("refused", files=m["files"]))["files"]
-                await k.send("refused", files=files)
-            case "busy?":
-                await k.send("busy", busy=self.externals.busy())
-            case "expire":
-                await self.expire_names()
-                await k.send("expired")
             case "stats":
                 self._set(cpu_s=float(m.get("cpu_s", 0)), rss=int(m.get("rss", 0)), arriving=int(m.get("arriving", 0)))
                 self._set(waiting_for=str(m.get("waiting_for", "")), waiting_s=float(m.get("waiting_s", 0)))
@@ -505,8 +379,7 @@ class Agent:
                 if (terminal := self.externals.terminal) is not None:
                     with contextlib.suppress(ConnectionError):
                         await terminal.sync()  # what it wrote and set comes before the shell takes the terminal
-                if self.deputy is not None and procfs.state(self.pid) != "T":  # one that SIGSTOP stopped would stop again, once continued
-                    self.deputy.stop(int(m["sig"]))
+                self.stand_in.stop(int(m["sig"]))
             case "continued" if k.epoch == self.epoch:
                 self._set(state="running")
             case "exit" if k.epoch == self.epoch:
@@ -517,10 +390,8 @@ class Agent:
         self._set(arriving=0, waiting_for="", waiting_s=0.0)
         if "faults" in m:
             figures = {k: m[k] for k in ("bytes", "faults", "fault_p50_us") if k in m}
-            await self.watchers.event(
-                t=time.time(), kind="memory", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="arrived",
-                reason=f"all of its memory is on {self.row.where}, {time.time() - self.row.since:.2f} s after it", **figures,
-            )  # fmt: skip
+            late = time.time() - self.row.since
+            await self._event("memory", "arrived", reason=f"all of its memory is on {self.row.where}, {late:.2f} s after it", **figures)
         await self.watchers.changed()
 
     async def _keeper_gone(self, k: KeeperLink) -> None:
@@ -538,7 +409,7 @@ class Agent:
     async def _guest_ended(self, status: int, positions: dict[int, int]) -> None:
         """The guest ended: its output first, then the deputy ends in the same way."""
         self._over = True
-        await self._end_members()  # they hold the ends of pipes whose readers wait for the end of the file
+        await self.stand_in.end_members()  # they hold the ends of pipes whose readers wait for the end of the file
         if not self._arrived.is_set():
             e = MoveFailed(f"{self.facts.comm} ({self.pid}) ended on {self.row.where} before it was moved")
             self._answer_hop({"ok": False, "error": e.to_wire()})
@@ -550,9 +421,7 @@ class Agent:
             log.warning("a reader at home does not take the guest's last output")
         self.externals.set_positions(positions)
         self.externals.close()
-        await self.watchers.event(
-            t=time.time(), kind="end", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="ended", status=status, reason=""
-        )
+        await self._event("end", "ended", status=status)
         await self._end_deputy(status)
         self._finish()
 
@@ -563,27 +432,15 @@ class Agent:
         log.error("the guest is lost: %s", why)
         e = MigError(f"{self.facts.comm} ({self.pid}) is lost: {why}")
         self._answer_hop({"ok": False, "error": e.to_wire()})
-        await self.watchers.event(
-            t=time.time(), kind="lost", pid=self.pid, comm=self.facts.comm, home=self.node.name, outcome="lost",
-            reason=f"the guest is lost: {why}", **{"from": self.row.where},
-        )  # fmt: skip
-        await self._end_members()
+        await self._event("lost", "lost", reason=f"the guest is lost: {why}", **{"from": self.row.where})
+        await self.stand_in.end_members()
         await self._end_deputy(signal.SIGKILL)
         self._finish()
 
     async def _end_deputy(self, status: int) -> None:
         while self.row.state == "settling":  # a guest that ended before its deputy was made
             await asyncio.sleep(0.005)
-        if self.deputy is not None:
-            self.deputy.end(status)
-            try:
-                await asyncio.wait_for(self.deputy.gone.wait(), 10)
-            except TimeoutError:
-                log.warning("the deputy is not ended by status %#x; it is killed", status)
-                os.kill(self.pid, signal.SIGKILL)
-        elif self.frozen_original is not None:
-            self.frozen_original.kill()
-            self.frozen_original.remove()
+        await self.stand_in.end(status)
 
     def _finish(self) -> None:
         self._over = True
@@ -622,18 +479,6 @@ class Agent:
             self._tell_keeper("kill")
             asyncio.get_running_loop().call_later(0.5, self.ended.set)
 
-    def _guest_closed(self, pids_fds: list[list[int]]) -> None:
-        if self.deputy is not None:
-            for p, fd in pids_fds:
-                if p == self.pid:
-                    self.deputy.close_descriptor(fd)
-
-    def _deputy_drops_record_locks(self) -> None:
-        """Record locks survive exec: the file server waits for those of the original, and gets them when it closes the files."""
-        if self.deputy is not None:
-            for _, fd in home_locks.scan([self.pid])[1]:
-                self.deputy.close_descriptor(fd)
-
     def _foreground(self, on: bool) -> None:
         self._tell_keeper("foreground", on=on)
 
@@ -641,5 +486,5 @@ class Agent:
         """SIGSTOP cannot be caught: a deputy that stands stopped without our doing means that the guest shall stand still as well."""
         while True:
             await asyncio.sleep(0.25)
-            if self.deputy is not None and self.row.state == "running" and procfs.state(self.pid) == "T":
+            if self.row.state == "running" and self.stand_in.stopped():
                 self._tell_keeper("signal", sig=int(signal.SIGSTOP), group=False)

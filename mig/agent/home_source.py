@@ -57,6 +57,8 @@ class HomeSource(SourceBase):
         self.captured = False
         self.seen: set[str] = set()
         self.converter: Helper | None = None
+        self.drop_signals = 0
+        """Signals that travel in the images, as a mask: its deputy must not pass them on as well."""
 
     async def do(self, step: Step) -> None:
         """Do one step of the plan."""
@@ -75,12 +77,12 @@ class HomeSource(SourceBase):
             case Step.DUMP:
                 await self._dump()
             case Step.LOCKS:
-                await self.agent.inherit_locks(self.group.procs())
+                await self.agent.belongings.inherit_locks(self.group.procs())
                 self.flocks = home_locks.release(self.group.procs(), lambda held: self.journal.write(UNLOCKED, flocks=held))
             case Step.SHIP:
                 await self.ship({})
             case Step.RESTORE:
-                await self.agent.expire_names()
+                await self.agent.belongings.expire_names()
                 await self.dest.ready()
             case Step.FILL:
                 await self.fill()
@@ -104,7 +106,7 @@ class HomeSource(SourceBase):
             case Step.FREEZE:
                 self.thaw()
             case Step.LOCKS:
-                await self.agent.inherit_locks([])
+                await self.agent.belongings.inherit_locks([])
                 home_locks.take_again(self.flocks)
             case _:
                 pass
@@ -134,7 +136,7 @@ class HomeSource(SourceBase):
                     continue
                 raise CannotMove(f"{facts.comm} ({a.pid}) cannot be moved", reasons=facts.reasons)
             try:
-                await a.open_externals(facts)
+                await a.belongings.open(facts, a.node.addr)
                 break
             except Gone:
                 if not left:
@@ -181,7 +183,7 @@ class HomeSource(SourceBase):
     async def _dump(self) -> None:
         await self.dump(self.pid, str(self.group.path))
         images.mend_interrupted(self.img, self.calls)
-        self.agent.drop_signals = images.pending_signals(self.img, self.pid)
+        self.drop_signals = images.pending_signals(self.img, self.pid)
 
     def held_members(self) -> set[int]:
         """Members of the tree whose memory is not in the images."""
