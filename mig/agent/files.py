@@ -71,8 +71,8 @@ class FileServer:
     async def stop(self) -> None:
         """End it; idempotent."""
         self.control.close()
-        if self.proc.returncode is None:
-            self.proc.terminate()
+        self.proc.terminate()
+        if self.proc.returncode is None:  # it had not ended by itself, which it does without its control socket
             try:
                 await asyncio.wait_for(spawn.ended(self.proc.pid), 3)
             except TimeoutError:
