@@ -28,7 +28,7 @@ bench: env ## measure pauses, moves and start-up, beside runc and plain CRIU
 	@sh tools/omtools/setup/bootstrap.sh bench
 	@$(PYTHON) -m omtools.bench
 
-economy: env ## simulate the economy on 32 seeds and write docs/economy.md (10 minutes; goes on where it was)
+economy: env ## simulate the economy on 32 seeds and write docs/economy.md (half an hour; goes on where it was)
 	@$(PYTHON) -m omtools.sim
 
 lint: env ## ruff and mypy

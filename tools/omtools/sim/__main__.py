@@ -36,7 +36,7 @@ def plan(seeds: range) -> list[tuple[str, str, int, float]]:
 
 
 def main() -> int:
-    """The whole thing, a few minutes on two CPUs."""
+    """The whole thing, half an hour on two CPUs."""
     p = argparse.ArgumentParser(prog="omtools.sim", description="simulate the economy and write docs/economy.md's table and plot")
     p.add_argument("--seeds", type=int, default=len(rows.SEEDS), help="only the first N seeds (default: all)")
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="simulations at once (default: one a CPU)")

@@ -151,10 +151,7 @@ class Table:
 
     def _goals(self) -> list[str]:
         fresh = {g.what: g for g in self.fresh.goals()} if self.fresh else {}
-        text = (
-            f"Fresh: seeds {rows.FRESH.start} to {rows.FRESH.stop - 1}, on which nothing was ever tuned.  Desktops and bursts: the first "
-            "four of either."
-        )
+        text = f"Fresh: seeds {rows.FRESH.start} to {rows.FRESH.stop - 1}, on which nothing was ever tuned."
         out = ["### Goals", "", text, "", "| | at most | measured | | fresh seeds | |", "|---|---:|---:|---|---:|---|"]
         for g in self.goals():
             word, other = "met" if g.met else "**not met**", fresh.get(g.what)
