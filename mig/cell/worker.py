@@ -59,7 +59,7 @@ class Launch:
             os.dup2(fd, target)
         for fd in (self.theirs.fileno(), *pass_fds):
             os.set_inheritable(fd, True)
-        os.execv(self.argv[0], self.argv)
+        os.execve(self.argv[0], self.argv, {**os.environ, **layout.NO_BREAKPOINTS})
 
     def drop(self) -> None:
         """Let go of a copy of this object that is another process's business."""

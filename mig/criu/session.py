@@ -56,7 +56,7 @@ class Worker:
                     stdin=stdin,
                     stdout=subprocess.DEVNULL,
                     stderr=stderr_fd,
-                    env={**os.environ, **(env or {})},
+                    env={**os.environ, **layout.NO_BREAKPOINTS, **(env or {})},
                 )
         except OSError as e:
             ours.close()

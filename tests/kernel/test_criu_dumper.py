@@ -153,3 +153,11 @@ def gone(pidfd: int) -> bool:
     except ProcessLookupError:
         return True
     return False
+
+
+def test_criu_sets_no_breakpoint(start: Start) -> None:
+    """It would cost more than the rest of the dump."""
+    g = start("count")
+    asyncio.run(dump_once(g, g.pid, g.group.path))
+    log = (g.images / "dump.log").read_text()
+    assert "Expecting exit" in log, "it stops at the system calls before the one that it looks for"
