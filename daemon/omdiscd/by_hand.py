@@ -109,7 +109,12 @@ class ByHand:
             self.block(by, ", who expels all guests")
             self.evictor.start(ADMINISTRATOR, f"{f'root of {by}' if by else _HERE} expels all guests", fast=fast)
             await item(left=self.evictor.running())
-            while not news.empty() or self._coming() or any(k.state and k.state.host_pid not in frozen for k in self.evictor.here()):
+            while (
+                not news.empty()
+                or self._coming()
+                or self.evictor.busy
+                or any(k.state and k.state.host_pid not in frozen for k in self.evictor.here())
+            ):
                 try:
                     said = await asyncio.wait_for(news.get(), _LOOK)
                 except TimeoutError:

@@ -98,6 +98,11 @@ class Evictor:
         """How many of them still run, or move."""
         return sum(1 for k in self.here() if k.state and k.state.state != "frozen")
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is being sent away: his keeper may be gone before the answer has come that tells where he went."""
+        return bool(self._busy)
+
     def look_soon(self) -> None:
         """Something about guests has changed."""
         self._wake.set()

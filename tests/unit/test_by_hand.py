@@ -27,6 +27,17 @@ class Emptying:
 
     def __init__(self) -> None:
         self.stopped: list[str] = []
+        self.listeners: list[Any] = []
+        self.busy = False
+
+    def start(self, who: str, why: str, *, fast: bool) -> None:
+        self.busy = True
+
+    def running(self) -> int:
+        return 0
+
+    def here(self) -> list[Any]:
+        return []
 
     def stop(self, who: str) -> None:
         self.stopped.append(who)
@@ -59,6 +70,26 @@ def test_one_from_elsewhere_is_opened_from_anywhere(node: ByHand, by: str) -> No
     assert node.doors.why == "blocked by root of n1"
     node.noblock(by)
     assert not node.doors.why and by_hand.remembered(node.config) is None
+
+
+def test_expelling_ends_when_it_is_known_where_everybody_went(node: ByHand) -> None:
+    """A guest's keeper is gone before the node hears from its home where it is."""
+    evictor, items = cast("Any", node.evictor), list[dict[str, Any]]()
+
+    async def item(**m: Any) -> None:
+        items.append(m)
+
+    async def answer_late() -> None:
+        await asyncio.sleep(2 * by_hand._LOOK)
+        evictor.listeners[0]({"here": 7, "outcome": "stored", "to": "n1"})
+        evictor.busy = False
+
+    async def run() -> dict[str, Any]:
+        result, _ = await asyncio.gather(node.expel(item, fast=False), answer_late())
+        return result
+
+    assert asyncio.run(run()) == {"moved": 1}
+    assert items[-1]["outcome"] == "stored"
 
 
 def test_typing_it_here_as_well_makes_it_ours(node: ByHand) -> None:
