@@ -23,7 +23,9 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 _LOOKS = 8
-"""Looks at a tree that forks all the time, and about which something is found, before that is believed."""
+"""Looks at a tree that forks or connects all the time, and about which something is found, before that is believed."""
+_PAUSE_S = 0.001
+"""Seconds by which each of them is later than the one before: whom it shall see act needs a CPU."""
 
 
 def gather(
@@ -41,7 +43,8 @@ def gather(
 
     Raises ``ProcessLookupError`` when there is no such process.
     """
-    for _ in range(_LOOKS):
+    for n in range(_LOOKS):
+        time.sleep(n * _PAUSE_S)
         before = procfs.tree(pid)
         facts = _look(pid, guest, known_pipes or {}, ignore, asker)
         # a child that was born in between passes for a stranger, and one that has not called exec yet has its parent's memory
@@ -81,7 +84,7 @@ def _look(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int],
         shared_files=_shared_files(scene),
         privileges=[f"{m.comm} ({m.pid}): {p}" for m, (o, s) in zip(scene.members, seen.items(), strict=True) for p in _privileges(o, s)],
         reasons=cannot_move(scene),
-        passing=any(m.borrows_memory_of for m in scene.members),
+        passing=any(m.borrows_memory_of for m in scene.members) or _half_seen(scene),
     )
 
 
@@ -109,6 +112,14 @@ def _scene(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]
         return Scene(tree, mounts=mounts, hugetlbfs=huge, guest=True, known_pipes=known, own_sockets=True), outer
     around = Around(tree, ignore)
     return Scene(tree, around.held, around.same, around.mapped, mounts, huge, own_sockets=own_sockets.declared(pid), asker=asker), outer
+
+
+def _half_seen(scene: Scene) -> bool:
+    """Whether a connection has an end that nobody was seen to hold: it was made or closed between the looks at its two processes, or the
+    other has closed it and this one has not yet noticed."""
+    inside = {f.target for m in scene.members for f in m.files}
+    ends = {f"socket:[{f.socket.peer}]" for m in scene.members for f in m.files if f.socket and f.socket.peer}
+    return any(e not in scene.held for e in ends - inside)
 
 
 def _mounts(pid: int) -> tuple[frozenset[int] | None, tuple[str, ...]]:

@@ -240,6 +240,26 @@ def test_sockets_for_its_own_processes_alone(tmp_path: Path, monkeypatch: pytest
     assert reasons_of("from multiprocessing.connection import Listener; s = Listener(family='AF_UNIX')") == []
 
 
+def test_connections_that_come_and_go_inside_a_tree_are_no_strangers(tmp_path: Path) -> None:
+    """One end is seen, and the other was closed, or not yet accepted, when its process was looked at."""
+    code = f"""
+import socketserver, threading
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self): self.request.sendall(self.request.recv(1))
+server = socketserver.UnixStreamServer({str(tmp_path / "s")!r}, Echo)
+if os.fork() == 0: server.serve_forever()
+server.server_close()
+def connects():
+    while True:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect({str(tmp_path / "s")!r}); s.sendall(b"x"); s.recv(1)
+threading.Thread(target=connects, daemon=True).start()
+"""
+    with running(code) as p:
+        wrong = [r for _ in range(200) for r in gather(p.pid).reasons if "connected by" in r]
+    assert not wrong
+
+
 def test_a_unix_socket_to_a_process_that_stays_is_named() -> None:
     a, b = socket.socketpair()
     with a, b:
