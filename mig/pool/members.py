@@ -39,6 +39,8 @@ class Members:
         self.changed_record = False
         self.wanted = Wanted()
         self._reviving: set[int] = set()
+        self._returned: dict[int, float] = {}
+        """When nodes that we held for dead were heard again."""
         self._left = False
         self._life = me.incarnation
         self._own: NodeInfo = dataclasses.replace(me)
@@ -118,6 +120,8 @@ class Members:
                 self._gone(now, r.id, LEFT, out)
         elif old is None or ((news or r.id in self._reviving) and before != "alive") or rebooted:
             self._reviving.discard(r.id)
+            if before == "dead":
+                self._returned[r.id] = now
             t.set_state(r.id, ALIVE)
             t.made[r.id] = max(t.made[r.id], int(now * 10)) if old else int(now * 10)
             out.changes.append(Changed(t.info(r.id, int(now * 10)), before, rebooted))
@@ -188,9 +192,16 @@ class Members:
                 return False
             if t.samples[r.id] is not None and now * 10 - t.made[r.id] < 10 * (self.timing.suspect_s + self.timing.probe_s):
                 return False
+            if s is None and self._was_cut_off(now, r.by):
+                return False
         t.incarnations[r.id] = r.incarnation
         self._gone(now, r.id, DEAD, out)
         return True
+
+    def _was_cut_off(self, now: float, node: int) -> bool:
+        """Whether we hold it for dead, or did so a moment ago: it could not hear us either, and has buried all on our side."""
+        held = self.table.knows(node) and self.table.states[node] == DEAD
+        return held or now - self._returned.get(node, -math.inf) < self.timing.returned_s
 
     # -- what we see ourselves ----------------------------------------------------------------------------------------------------
 
@@ -280,6 +291,7 @@ class Members:
             self.rumors.add(Rumor(i, t.incarnations[i], DEAD, self.id))
         for i in [i for i, since in t.gone.items() if now - since >= self.timing.forget_s]:
             t.forget(i)
+            self._returned.pop(i, None)
         ends = [s.deadline for s in t.suspects.values() if self._judges(s)]
         ends += [since + self.timing.forget_s for since in t.gone.values()]
         self._next_death = min(ends, default=math.inf)

@@ -20,6 +20,7 @@ from mig.pool.members import Members
 from mig.pool.message import (
     ACCEPTING,
     ACK,
+    ALIVE,
     ASK,
     DEAD,
     HELLO,
@@ -295,6 +296,22 @@ def test_one_that_is_cut_off_does_not_judge_by_what_it_heard_long_ago() -> None:
     m.alone(now + 100, Outcome())
     assert m.expired(now + 100 + LAN.suspect_s - 0.1, Outcome()) == []
     assert sorted(m.expired(now + 100 + LAN.suspect_s, Outcome())) == list(range(2, 10))
+
+
+def test_one_that_was_held_for_dead_himself_is_not_believed_when_he_tells_of_deaths() -> None:
+    """After a cut of the network each half holds the other for dead, and says so to whoever hears it first."""
+    w = world(9)
+    m, now = w.nodes[1].members, w.offsets[1] + 60
+    table = m.table
+    of_3, of_5 = table.records[3], table.incarnations[5]
+    assert of_3 is not None
+    assert m.rumor(now, Rumor(3, table.incarnations[3], DEAD, 7), Outcome()) and table.states[3] == DEAD
+    assert not m.rumor(now, Rumor(5, of_5, DEAD, 3), Outcome()) and table.states[5] == ALIVE
+    m.record(now, dataclasses.replace(of_3, incarnation=of_3.incarnation + 1), Outcome())
+    assert table.states[3] == ALIVE
+    assert not m.rumor(now, Rumor(5, of_5, DEAD, 3), Outcome()) and table.states[5] == ALIVE
+    assert m.rumor(now + LAN.returned_s, Rumor(5, of_5, DEAD, 3), Outcome()) and table.states[5] == DEAD
+    assert m.rumor(now, Rumor(6, table.incarnations[6], DEAD, 4), Outcome()) and table.states[6] == DEAD
 
 
 def test_whoever_suspects_a_node_goes_on_asking_it() -> None:
