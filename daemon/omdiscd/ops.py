@@ -141,8 +141,6 @@ class Operations:
     async def job(self, call: Call) -> dict[str, Any]:
         """``{pid, flags}``: a process becomes a managed job -> ``{hold: False}`` or, to start elsewhere, ``{hold: True, to}``."""
         s = self._subject(call)
-        if s.link is not None:
-            raise BadInput(f"process {s.pid} ({s.comm}) is a guest already")
         flags = call.request.get("flags") or {}
         if not isinstance(flags, dict):
             raise BadInput("flags must be a map")
@@ -154,7 +152,8 @@ class Operations:
         )  # fmt: skip
         if flags.get("own_sockets"):
             own_sockets.declare(s.pid)
-        to = None if home else await self._start_node(s, flags, names)
+        moved = s.link is not None  # by somebody's order, before its mosrun came to ask: where it starts is decided
+        to = None if home or moved else await self._start_node(s, flags, names)
         if to is not None:
             await self.jobs.hold(job, to)
         self.jobs.register(job)

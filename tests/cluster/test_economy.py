@@ -68,6 +68,7 @@ def test_who_was_moved_by_hand_is_left_alone_for_a_while(lab: Any) -> None:
         r = lab.run(node, "mosctl why $(pgrep -x awk)")
         return str(r.stdout)
 
+    lab.wait_for(lambda: lab.run("n1", "pgrep -x awk").returncode == 0, what="its start")
     lab.run("n1", f"migrate {job} n3", check=True)
     lab.wait_for(lambda: "moved here by hand: left alone for" in why_on("n3"), what="n3 leaves it alone")
     lab.run("n1", f"migrate --free {job} n2", check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from .helpers import where
@@ -37,6 +38,15 @@ def test_the_best_node_for_a_job_is_not_the_busy_one(lab: Any) -> None:
     lab.wait_for(loaded, what="n1 is loaded")
     job = lab.spawn("n1", ["mosrun", "-b", "python3", "-c", LOOP])
     lab.wait_for(lambda: where(lab, job) in ("n2", "n3"), what="the job is placed")
+
+
+def test_one_that_was_moved_before_its_mosrun_asked_is_a_job_all_the_same(lab: Any) -> None:
+    """`mosrun CMD & migrate $! n2`: mosrun would end with an error, and CMD never start."""
+    pid = lab.spawn("n1", ["python3", "-c", LOOP])
+    lab.run("n1", f"migrate {pid} n2", check=True)
+    ask = f"from omtools.client import Client; print(Client().call('job', pid={pid}, flags={{'best': True, 'locked': True}})['hold'])"
+    assert lab.run("n1", [sys.executable, "-c", ask], check=True).stdout.strip() == "False"
+    lab.run("n1", f"migrate {pid} home", check=True)
 
 
 def test_the_balancer_spreads_jobs_and_leaves_others_alone(lab: Any) -> None:
