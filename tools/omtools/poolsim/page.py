@@ -81,8 +81,8 @@ Of 1,000 at 30 % loss, in 30 s, 523 were held for dead in 3,679 tables when a pr
 had heard of a suspicion. A fifth of all probes failed, all were told of each, and refutations waited behind 800 other rumours: of 2,140
 suspicions that ran out 2,106 had only been heard, and 2,062 had been refuted, half of them more than 8 s before. Now it is a thirtieth of
 the probes, and such a pool sends 36 KB/s a node, where it sent 65; rumours still wait behind 500 others, for whose sake nobody dies now.
-Of 10,000 at 10 % loss there were 45 in 5,580 tables, and none now, for a fifth of the simulator's time. The calm and the 1 % of 10,000 nodes are
-from before that change, and 1,000 with 10 % loss.
+Of 10,000 at 10 % loss there were 45 in 5,580 tables, and none now, for a fifth of the simulator's time. The calm and the 1 % of 10,000
+nodes are from before that change, and 1,000 with 10 % loss.
 
 In the partition of 1,000 79 were held for dead on their own side, in 120 tables, all of it after the cut: the other half told of their
 deaths, and was believed where no sample of them was younger than five seconds. For a minute after a node was itself held for dead it is
