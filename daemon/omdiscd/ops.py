@@ -139,8 +139,13 @@ class Operations:
         return {"result": result}
 
     async def job(self, call: Call) -> dict[str, Any]:
-        """``{pid, flags}``: a process becomes a managed job -> ``{hold: False}`` or, to start elsewhere, ``{hold: True, to}``."""
+        """``{pid, flags}``: a process becomes a managed job -> ``{hold: False}`` or, to start elsewhere, ``{hold: True, to}``.
+
+        One that was ordered away before it asked starts where that order takes it, unless it must start on certain nodes.
+        """
         s = self._subject(call)
+        if s.keeper is not None:
+            raise BadInput(f"process {s.pid} ({s.comm}) is a guest of {s.home}: it is a job there or nowhere")
         flags = call.request.get("flags") or {}
         if not isinstance(flags, dict):
             raise BadInput("flags must be a map")
@@ -152,8 +157,16 @@ class Operations:
         )  # fmt: skip
         if flags.get("own_sockets"):
             own_sockets.declare(s.pid)
-        moved = s.link is not None  # by somebody's order, before its mosrun came to ask: where it starts is decided
-        to = None if home or moved else await self._start_node(s, flags, names)
+        to = None
+        if s.agent is None:
+            to = None if home else await self._start_node(s, flags, names)
+        elif names or flags.get("node"):
+            raise BadInput(
+                f"process {s.pid} ({s.comm}) was moved by another order before it had asked for its nodes; its program was not started",
+                hint="start it again",
+            )
+        elif job.locked:
+            await s.agent.send(op="lock", on=True)
         if to is not None:
             await self.jobs.hold(job, to)
         self.jobs.register(job)

@@ -159,7 +159,7 @@ class HomeSource(SourceBase):
         """Whether it shares more with others than when its cell was prepared; raises :class:`Changed`."""
         known = {e.key for e in self.facts.externals}
         if self._special() - self.seen - known:
-            again = gather(self.pid)
+            again = gather(self.pid, frozen=True)
             if again.reasons:
                 raise Changed("it changed while the move was prepared", reasons=again.reasons)
             # a new pipe was made by the tree itself; if nobody else has it, its other end was closed: it travels in the images

@@ -29,8 +29,9 @@ _PAUSE_S = 0.001
 
 
 def gather(
-    pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None = None, ignore: Collection[int] = (), asker: int = 0
-) -> ProcessFacts:
+    pid: int, *, guest: bool = False, known_pipes: dict[str, int] | None = None, ignore: Collection[int] = (), asker: int = 0,
+    frozen: bool = False,
+) -> ProcessFacts:  # fmt: skip
     """The facts of ``pid`` and its descendants, with every reason against a move.
 
     ``pid`` is a number of our own pid namespace.  At home (``guest=False``) that is also the number in the facts.  A keeper asks about
@@ -40,10 +41,11 @@ def gather(
 
     ``ignore``: processes outside of the tree that do not count as holders, such as our own helpers that have duplicates of descriptors.
     ``asker``: pid of whoever asks for the move; it is named if it is in the tree, and what it has open is not.
+    ``frozen``: it stands still, so that another look would find the same.
 
     Raises ``ProcessLookupError`` when there is no such process.
     """
-    for n in range(_LOOKS):
+    for n in range(1 if frozen else _LOOKS):
         time.sleep(n * _PAUSE_S)
         before = procfs.tree(pid)
         facts = _look(pid, guest, known_pipes or {}, ignore, asker)
@@ -117,9 +119,8 @@ def _scene(pid: int, guest: bool, known: dict[str, int], ignore: Collection[int]
 def _half_seen(scene: Scene) -> bool:
     """Whether a connection has an end that nobody was seen to hold: it was made or closed between the looks at its two processes, or the
     other has closed it and this one has not yet noticed."""
-    inside = {f.target for m in scene.members for f in m.files}
     ends = {f"socket:[{f.socket.peer}]" for m in scene.members for f in m.files if f.socket and f.socket.peer}
-    return any(e not in scene.held for e in ends - inside)
+    return any(e not in scene.held for e in ends - scene.targets)
 
 
 def _mounts(pid: int) -> tuple[frozenset[int] | None, tuple[str, ...]]:

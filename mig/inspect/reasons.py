@@ -265,8 +265,7 @@ def _family(number: int) -> str:
 
 def _unix(scene: Scene, m: Member, f: OpenFile, peer: int, where: str) -> Iterator[Obstacle]:
     co_holders = scene.held.get(f.target, [])
-    inside = {g.target for n in scene.members for g in n.files}
-    if peer and f"socket:[{peer}]" not in inside:
+    if peer and f"socket:[{peer}]" not in scene.targets:
         at_other_end = scene.held.get(f"socket:[{peer}]", [])
         fallback = f"{where} (a process that stays)" if where else "a process that stays"
         yield Obstacle("unix-peer", m, _named(at_other_end) if at_other_end else fallback, fd=f.fd)

@@ -6,6 +6,7 @@ Pids here are the guest's own numbers, that is those at home: for a guest on its
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ class Scene:
     def root(self) -> Member:
         """The process that was asked to move."""
         return self.members[0]
+
+    @cached_property
+    def targets(self) -> frozenset[str]:
+        """What the tree's descriptors lead to."""
+        return frozenset(f.target for m in self.members for f in m.files)
 
     @property
     def pids(self) -> frozenset[int]:

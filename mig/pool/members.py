@@ -120,7 +120,7 @@ class Members:
                 self._gone(now, r.id, LEFT, out)
         elif old is None or ((news or r.id in self._reviving) and before != "alive") or rebooted:
             self._reviving.discard(r.id)
-            if before == "dead":
+            if before == "dead" and not rebooted:
                 self._returned[r.id] = now
             t.set_state(r.id, ALIVE)
             t.made[r.id] = max(t.made[r.id], int(now * 10)) if old else int(now * 10)

@@ -44,9 +44,16 @@ def test_one_that_was_moved_before_its_mosrun_asked_is_a_job_all_the_same(lab: A
     """`mosrun CMD & migrate $! n2`: mosrun would end with an error, and CMD never start."""
     pid = lab.spawn("n1", ["python3", "-c", LOOP])
     lab.run("n1", f"migrate {pid} n2", check=True)
-    ask = f"from omtools.client import Client; print(Client().call('job', pid={pid}, flags={{'best': True, 'locked': True}})['hold'])"
-    assert lab.run("n1", [sys.executable, "-c", ask], check=True).stdout.strip() == "False"
-    lab.run("n1", f"migrate {pid} home", check=True)
+
+    def ask(flags: str) -> Any:
+        code = f"from omtools.client import Client; print(Client().call('job', pid={pid}, flags={{{flags}}})['hold'])"
+        return lab.run("n1", [sys.executable, "-c", code])
+
+    refused = ask("'nodes': ['n3']")
+    assert refused.returncode and "was moved by another order before it had asked for its nodes" in refused.stderr
+    assert ask("'best': True, 'locked': True").stdout.strip() == "False"
+    rows = json.loads(lab.run("n1", "mosps --json", check=True).stdout)
+    assert [r["locked"] for r in rows if r["pid"] == pid] == [True]
 
 
 def test_the_balancer_spreads_jobs_and_leaves_others_alone(lab: Any) -> None:
