@@ -123,8 +123,8 @@ class HomeInput(HomePipe):
             await self._link.request(Kind.STOP)
 
     def resume(self) -> None:
-        """As :meth:`HomePipe.resume`."""
-        if self._source.open:
+        """As :meth:`HomePipe.resume`; a cell that uses the real descriptor has nobody read it in between."""
+        if self._source.open and self._link is not None:
             self._source.resume()
 
     def detach(self) -> None:
