@@ -292,6 +292,8 @@ class Agent:
             self._hop = None
         if not answer["ok"]:
             self.board.drop(epoch)
+        await self.belongings.names(back=not answer["ok"], done=True)
+        if not answer["ok"]:
             raise MigError.from_wire(answer["error"])
         await self._arrival(epoch, to.name)
         self._host_boot = to.boot

@@ -4,6 +4,7 @@ what is proxied, the clocks.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from mig.homefs.guest import Guest
 from mig.kernel import procfs
 from mig.model import ProcessFacts
 
+log = logging.getLogger(__name__)
+
 
 class Belongings:
     """Of process ``pid``; served to who has the ``token``.  ``at_home`` tells whether a keeper is this node's own: another one has nothing
@@ -24,6 +27,7 @@ class Belongings:
     def __init__(self, pid: int, token: bytes, externals: Externals, at_home: Callable[[KeeperLink], bool]) -> None:
         self.pid, self.token, self.externals, self.at_home = pid, token, externals, at_home
         self._files: FileServer | None = None
+        self._kept = 0
 
     @property
     def files(self) -> FileServer:
@@ -38,9 +42,23 @@ class Belongings:
             groups = {facts.uid: list(procfs.status(self.pid).groups)}
             self._files = await FileServer.start(addr, self.token, groups, Guest.of(self.pid, facts.tree))
 
-    async def expire_names(self) -> None:
-        """Names that the destination may have cached are looked up again from now on."""
-        await self.files.ask("expire")
+    async def expire_names(self, sockets: list[str]) -> int:
+        """Names that the destination may have cached are looked up again from now on.
+
+        ``sockets``: those that its restore will bind anew; returns how many of them :meth:`names` can put back.
+        """
+        self._kept = int((await self.files.ask("expire", names=sockets)).get("kept", 0))
+        return self._kept
+
+    async def names(self, *, back: bool, done: bool = False) -> None:
+        """The names of its sockets: ``back`` to what they were if the move fails, ``done`` when it is over either way."""
+        if self._kept:
+            try:
+                await self.files.ask("names", back=back, done=done)
+            except (EOFError, OSError, TimeoutError) as e:
+                log.error("%d name(s) of its sockets are left to themselves: the file server does not answer (%s)", self._kept, e)
+        if done:
+            self._kept = 0
 
     async def inherit_locks(self, pids: list[int]) -> None:
         """Record locks of these frozen processes count as the guest's own when it asks for them."""
@@ -82,8 +100,10 @@ class Belongings:
             case "busy?":
                 await k.send("busy", busy=self.externals.busy())
             case "expire":
-                await self.expire_names()
-                await k.send("expired")
+                await k.send("expired", kept=await self.expire_names([str(n) for n in m.get("names", [])]))
+            case "names back":
+                await self.names(back=True)
+                await k.send("names are back")
             case _:
                 return False
         return True
@@ -91,4 +111,5 @@ class Belongings:
     async def stop(self) -> None:
         """End the file server; the externals end with the guest's output."""
         if self._files is not None:
+            await self.names(back=False, done=True)
             await self._files.stop()

@@ -22,8 +22,8 @@ from mig.inspect.facts import gather
 from mig.kernel import cgroup, procfs
 from mig.kernel.cgroup import Cgroup
 from mig.memory.postcopy import PostCopy
-from mig.migration.journal import BEGIN, CAPTURED, FROZEN, UNLOCKED
-from mig.migration.machine import Step
+from mig.migration.journal import BEGIN, CAPTURED, FROZEN, NAMED, UNLOCKED
+from mig.migration.machine import Outcome, Step
 from mig.migration.peer import Destination
 from mig.migration.source import SourceBase
 from mig.model import ProcessFacts
@@ -82,7 +82,9 @@ class HomeSource(SourceBase):
             case Step.SHIP:
                 await self.ship({})
             case Step.RESTORE:
-                await self.agent.belongings.expire_names()
+                if self.names:
+                    self.journal.write(NAMED, names=self.names)
+                await self.agent.belongings.expire_names(self.names)
                 await self.dest.ready()
             case Step.FILL:
                 await self.fill()
@@ -98,6 +100,8 @@ class HomeSource(SourceBase):
                 await self.stop_dumper()
                 await self.dest.abort()
                 self.agent.drop_epoch()
+            case Step.RESTORE:
+                await self.agent.belongings.names(back=True)
             case Step.CAPTURE:
                 if self.captured:
                     if self.held is not None:
@@ -194,6 +198,11 @@ class HomeSource(SourceBase):
         if not self.group.exists():
             return
         leave(self.group, self.old_groups, self.pid)
+
+    async def settled(self, outcome: Outcome) -> None:
+        """As :meth:`SourceBase.settled`; a copy that was given up takes no name any more."""
+        await self.agent.belongings.names(back=outcome is not Outcome.ARRIVED, done=True)
+        await super().settled(outcome)
 
     async def close(self) -> None:
         """As :meth:`SourceBase.close`, and the conversion helper."""

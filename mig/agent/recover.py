@@ -17,9 +17,10 @@ from typing import Any
 from mig.agent import home_locks
 from mig.agent.home_source import leave
 from mig.deputy import mend
+from mig.homefs import names
 from mig.kernel import pidfd
 from mig.kernel.cgroup import Cgroup
-from mig.migration.journal import ARRIVED, BEGIN, CAPTURED, COMMIT, FROZEN, ROLLED_BACK, UNLOCKED, Journal, unfinished
+from mig.migration.journal import ARRIVED, BEGIN, CAPTURED, COMMIT, FROZEN, NAMED, ROLLED_BACK, UNLOCKED, Journal, unfinished
 from mig.migration.peer import Destination
 from mig.model import NodeInfo, ProcessId
 
@@ -49,8 +50,12 @@ async def recover(mid: str) -> str:
         else:
             log.info("%d was not committed: it goes on at home", who.pid)
             outcome = "thawed"
+    sockets = [str(n) for n in records.get(NAMED, {}).get("names", [])]
+    if outcome == "thawed":
+        names.put_back(sockets)
     if group.exists():
         _undo(group, who.pid, records)
+    names.forget(sockets)
     if dest is not None:
         await dest.known(mid)
     journal.write(ROLLED_BACK)

@@ -46,6 +46,8 @@ class HostSource(SourceBase):
         self.cpu_before = self.cpu_used()
         self.house, self.proxies = keeper.house, keeper.proxies
         self.rest: dict[int, bytes] = {}
+        self.kept = 0
+        """How many names of its sockets home can put back should the restore fail."""
 
     def cpu_used(self) -> float:
         """As elsewhere, without the guest, which is below us."""
@@ -74,7 +76,7 @@ class HostSource(SourceBase):
             case Step.SHIP:
                 await self.ship(self.rest)
             case Step.RESTORE:
-                await self.keeper.ask_agent("expire", "expired")
+                self.kept = int((await self.keeper.ask_agent("expire", "expired", names=self.names)).get("kept", 0))
                 await self.dest.ready()
             case Step.FILL:
                 await self.fill()
@@ -87,6 +89,8 @@ class HostSource(SourceBase):
             case Step.ASK:
                 await self.stop_dumper()
                 await self.dest.abort()
+            case Step.RESTORE if self.kept:  # an older home knows no such question
+                await self.keeper.ask_agent("names back", "names are back")
             case Step.HOLD:
                 await self.keeper.tell_agent("unhold")
             case Step.FREEZE:

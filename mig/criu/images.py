@@ -20,6 +20,7 @@ _MAGIC_BYTES = 8
 FL_POSIX, FL_FLOCK, FL_OFD, FL_LEASE = 1, 2, 1024, 32
 NR_POLL, NR_NANOSLEEP, NR_FUTEX, NR_CLOCK_NANOSLEEP = 7, 35, 202, 230
 DEV_TTY = 0x500
+TCP_LISTEN = 10
 BY_ITS_ALIAS = -1
 _EINTR = 2**64 - 4
 _NO_SYSCALL = 2**64 - 1
@@ -149,6 +150,20 @@ def mend_interrupted(img_dir: str | os.PathLike[str], calls: Iterable[Interrupte
         _write(path, magic, [core])
         mended.append(call.tid)
     return mended
+
+
+def carry_sockets(img_dir: str | os.PathLike[str]) -> list[str]:
+    """Make the unix sockets of the images fit for a restore; returns the names in the file system that the restore will remove and bind.
+
+    CRIU finds the other end of a connection that waits to be accepted only if the listening socket comes first ("Peer ... unresolved").
+    """
+    path = Path(img_dir) / "files.img"
+    magic, entries = read_entries(path, layout.image("fdinfo").file_entry)
+    listening = [e for e in entries if e.HasField("usk") and e.usk.state == TCP_LISTEN]
+    if listening and entries[: len(listening)] != listening:
+        _write(path, magic, [*listening, *(e for e in entries if not (e.HasField("usk") and e.usk.state == TCP_LISTEN))])
+    names = [(e.usk.name_dir, os.fsdecode(e.usk.name.removesuffix(b"\0"))) for e in entries if e.HasField("usk")]
+    return sorted({os.path.join(directory or "/", name) for directory, name in names if name and name[0] != "\0"})
 
 
 def not_lazy(img_dir: str | os.PathLike[str]) -> None:

@@ -28,6 +28,7 @@ from mig.homefs.credentials import Groups
 from mig.homefs.guest import Guest, Held, Key
 from mig.homefs.handles import HandleTable
 from mig.homefs.locks import LockTable
+from mig.homefs.names import GuestNames
 from mig.homefs.nodes import NodeTable, Synthetic, Validity
 from mig.homefs.operations import Operations
 from mig.trust.strangers import Strangers
@@ -124,6 +125,7 @@ class HomeServer:
         self.groups: Groups = {} if groups is None else groups
         self.guest = Guest()
         self.held = Held()
+        self.names = GuestNames()
         self.ancestors: set[int] = set()
         self.validity = validity or Validity()
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -11,10 +11,11 @@ from mig.kernel import libc
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
-NLM_F_REQUEST = 1
-NLMSG_ERROR = 2
-UDIAG_SHOW_PEER = 4
-UNIX_DIAG_PEER = 2
+NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+UDIAG_SHOW_PEER, UDIAG_SHOW_ICONS, UDIAG_SHOW_RQLEN = 4, 8, 16
+UNIX_DIAG_PEER, UNIX_DIAG_ICONS, UNIX_DIAG_RQLEN = 2, 3, 4
+ANY = 0xFFFFFFFF
 TCP_LISTEN = 10
 SO_PROTOCOL_FAMILY = 39  # SO_DOMAIN
 
@@ -50,23 +51,56 @@ class UnixDiag:
             self._sock.close()
 
     def ask(self, ino: int) -> tuple[int, int]:
-        """(state, inode of the peer or 0) of the unix socket with this inode; (0, 0) when the kernel knows none."""
-        request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, ino, UDIAG_SHOW_PEER, 0xFFFFFFFF, 0xFFFFFFFF)
-        head = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0)
+        """(state, inode of the peer or 0) of the unix socket with this inode; (0, 0) when the kernel knows none.
+
+        A connection that has not been accepted yet, and one that the other end has closed, have no peer.
+        """
+        _, state, attributes = self._one(ino, UDIAG_SHOW_PEER)
+        return state, int.from_bytes(attributes.get(UNIX_DIAG_PEER, b""), "little")
+
+    def unread(self, ino: int) -> int | None:
+        """About how many bytes this unix socket has sent that its peer has not read; None when the kernel knows no such socket."""
+        found, _, attributes = self._one(ino, UDIAG_SHOW_RQLEN)
+        return struct.unpack("=II", attributes[UNIX_DIAG_RQLEN])[1] if found else None
+
+    def unaccepted(self) -> dict[int, list[int]]:
+        """By the inode of a listening unix socket: those of the sockets whose connection to it waits to be accepted, 0 for closed ones."""
+        self._send(NLM_F_DUMP, 1 << TCP_LISTEN, 0, UDIAG_SHOW_ICONS, ANY)
+        out: dict[int, list[int]] = {}
+        assert self._sock is not None
+        while True:
+            reply, at = self._sock.recv(1 << 16), 0
+            while at + 16 <= len(reply):
+                length, kind = struct.unpack_from("=IH", reply, at)
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    return out
+                ino, _, attributes = _socket(reply[at : at + length])
+                if icons := attributes.get(UNIX_DIAG_ICONS):
+                    out[ino] = list(struct.unpack(f"={len(icons) // 4}I", icons))
+                at += (length + 3) & ~3
+
+    def _one(self, ino: int, show: int) -> tuple[int, int, dict[int, bytes]]:
+        self._send(0, ANY, ino, show, ANY)
+        assert self._sock is not None
+        return _socket(self._sock.recv(8192))
+
+    def _send(self, flags: int, states: int, ino: int, show: int, cookie: int) -> None:
+        request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, states, ino, show, cookie, cookie)
+        head = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | flags, 1, 0)
         self._sock = self._sock or self._connect()
         self._sock.sendto(head + request, (0, 0))
-        reply = self._sock.recv(8192)
-        (kind,) = struct.unpack_from("=H", reply, 4)
-        if kind == NLMSG_ERROR:
-            return 0, 0
-        state = reply[16 + 2]
-        at = 32  # nlmsghdr 16 + unix_diag_msg 16
-        while at + 4 <= len(reply):
-            length, attribute = struct.unpack_from("=HH", reply, at)
-            if attribute == UNIX_DIAG_PEER:
-                return state, int(struct.unpack_from("=I", reply, at + 4)[0])
-            at += max(4, (length + 3) & ~3)
-        return state, 0
+
+
+def _socket(message: bytes) -> tuple[int, int, dict[int, bytes]]:
+    """(inode, state, attributes) that a message of sock_diag tells; (0, 0, {}) of an error."""
+    if int.from_bytes(message[4:6], "little") == NLMSG_ERROR:
+        return 0, 0, {}
+    attributes, at = {}, 32  # nlmsghdr 16 + unix_diag_msg 16
+    while at + 4 <= len(message):
+        length, attribute = struct.unpack_from("=HH", message, at)
+        attributes[attribute] = message[at + 4 : at + length]
+        at += max(4, (length + 3) & ~3)
+    return int.from_bytes(message[20:24], "little"), message[18], attributes
 
 
 def _address(name: object) -> str:

@@ -1,7 +1,7 @@
 """The journal of a move: a few records on each side, each made durable before what it announces is done.
 
 It lies in the run-time directory (a tmpfs): a reboot ends journal and processes together, and the boot id tells the other side.
-Source records: BEGIN, at home CAPTURED, FROZEN and UNLOCKED with what an undo needs to know, COMMIT, then ARRIVED or ROLLED-BACK.
+Source records: BEGIN, at home CAPTURED, FROZEN, UNLOCKED and NAMED with what an undo needs to know, COMMIT, then ARRIVED or ROLLED-BACK.
 Destination records: PREPARED, then RUNNING or ABORTED (the tombstone: a copy
 that may never start).  The two sides of a move on one machine (home -> home) have files of their own.
 """
@@ -20,7 +20,7 @@ from mig.kernel import pidfd
 from mig.model import ProcessId
 
 BEGIN, COMMIT, ARRIVED, ROLLED_BACK = "BEGIN", "COMMIT", "ARRIVED", "ROLLED-BACK"
-CAPTURED, FROZEN, UNLOCKED = "CAPTURED", "FROZEN", "UNLOCKED"
+CAPTURED, FROZEN, UNLOCKED, NAMED = "CAPTURED", "FROZEN", "UNLOCKED", "NAMED"
 PREPARED, RUNNING, ABORTED = "PREPARED", "RUNNING", "ABORTED"
 
 

@@ -6,6 +6,7 @@ The home agent (:mod:`mig.agent.home_source`) and a host's keeper (:mod:`mig.cel
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mig.agent import home_locks, workdir
-from mig.criu import features, layout
+from mig.criu import features, images, layout
 from mig.criu.dumper import Dumper, DumpResult
 from mig.deputy import mend
 from mig.errors import MoveFailed
+from mig.inspect import backlog, sockets
 from mig.kernel import priority, procfs
 from mig.kernel.cgroup import POLL, Cgroup
 from mig.memory import hide
@@ -32,8 +34,8 @@ from mig.model import NodeInfo, ProcessFacts
 
 log = logging.getLogger(__name__)
 
-VFORK = 3.0
-"""Seconds in which a tree that starts programs all the time is caught between two of them; each start takes a millisecond."""
+PATIENCE = 3.0
+"""Seconds in which a tree that starts programs or connects all the time is caught between two of them; each takes a millisecond."""
 EXITING = 0.5
 """Seconds that the end of a process takes at the most on a busy machine."""
 
@@ -51,6 +53,8 @@ class SourceBase:
         self.dumper: Dumper | None = None
         self.calls: list[mend.Call] = []
         self.flocks: list[home_locks.Flock] = []
+        self.names: list[str] = []
+        """Of its unix sockets, which the copy's restore takes away."""
         self.bytes = 0
         self.rounds = 0
         self.cpu_before = 0.0
@@ -109,6 +113,7 @@ class SourceBase:
         await self.carrier.frozen()
         result = await self.dumper.dump(pid, freezer, memory=self.carrier.dump_options())
         await self.carrier.dumped(result)
+        self.names = images.carry_sockets(self.img)
         log.info("dump: %s ms, %d bytes of memory in the images", result.ms, result.pages_bytes)
         return result
 
@@ -121,23 +126,30 @@ class SourceBase:
     def freeze(self) -> None:
         """The tree stands still; what its threads wait in is noted, because CRIU will break it off.
 
-        A thread between vfork and its child's exec comes to no stop of CRIU's: then the tree goes on for a moment.  Raises ``MoveFailed``.
+        What CRIU cannot carry and is over in a moment, it is given that moment for.  Raises ``MoveFailed`` when it does not end.
         """
         priority.group_high()
-        deadline = time.monotonic() + VFORK
-        while True:
-            self.group.freeze()
-            self._wait_for_exiting()
-            threads = [(p, t) for p in self.group.procs() for t in procfs.threads(p)]
-            self.calls = mend.interrupted(threads)
-            waiting = mend.in_vfork(threads)
-            if not waiting:
-                return
-            self.calls = []
-            self.group.thaw()
-            if time.monotonic() > deadline:
-                raise MoveFailed(f"process {waiting} has waited in vfork for its child's exec for {VFORK:g} s")
-            time.sleep(random.uniform(0.001, 0.005))  # not in step with what it does
+        deadline = time.monotonic() + PATIENCE
+        with contextlib.closing(sockets.UnixDiag(self.pid)) as diag:
+            while True:
+                self.group.freeze()
+                self._wait_for_exiting()
+                threads = [(p, t) for p in self.group.procs() for t in procfs.threads(p)]
+                self.calls = mend.interrupted(threads)
+                if not (why := self._not_now(threads, diag)):
+                    return
+                self.calls = []
+                self.group.thaw()
+                if time.monotonic() > deadline:
+                    raise MoveFailed(f"for {PATIENCE:g} s {why}")
+                time.sleep(random.uniform(0.001, 0.005))  # not in step with what it does
+
+    def _not_now(self, threads: list[tuple[int, int]], diag: sockets.UnixDiag) -> str:
+        """Why it stands where CRIU cannot dump it; "" if it does not.  A thread between vfork and its child's exec comes to no stop."""
+        if waiting := mend.in_vfork(threads):
+            return f"process {waiting} has waited in vfork for its child's exec"
+        what = backlog.not_now(diag, {p for p, _ in threads})
+        return f"it has had {what}" if what else ""
 
     def _wait_for_exiting(self) -> None:
         """Members that were just ending are no members any more and do not freeze; CRIU takes them as soon as they are zombies."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -144,6 +145,85 @@ def test_a_socket_for_its_own_processes_goes_along(lab: Any, uid: int) -> None:
             s.move(to)
         assert s.ask("say(old, b'old'), say(connected(), b'new')") == (b"OLD", b"NEW")
         assert s.ask("(os.stat(name).st_mode, os.stat(name).st_uid)") == modes and modes[1] == uid
+
+
+UNHURRIED = """
+name = f"/tmp/own-{os.getpid()}/sock"
+os.mkdir(os.path.dirname(name), 0o700)
+r, w = os.pipe()
+accept, go = os.pipe()
+if not os.fork():
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(name)
+    server.listen()
+    os.write(w, b"x")
+    def serve(c):
+        while data := c.recv(100):
+            c.send(data.upper())
+            if data == b"bye": break
+        c.close()
+    while os.read(accept, 1):
+        threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+os.read(r, 1)
+def connected():
+    c = socket.socket(socket.AF_UNIX)
+    c.connect(name)
+    return c
+def say(c, data):
+    c.send(data)
+    return c.recv(100)
+"""
+
+
+def test_a_connection_that_waits_to_be_accepted(lab: Any) -> None:
+    """It goes along as long as nothing was sent on it; what was sent cannot be read by anybody but who accepts, so the move is given up."""
+    with servant(lab) as s:
+        s.do(UNHURRIED)
+        s.do("first, second = connected(), connected()")
+        lab.run("n1", ["migrate", "--own-sockets", str(s.pid), "n2"], check=True)
+        s.move("n3")
+        s.do("first.send(b'early')")
+        r = lab.run("n1", ["migrate", str(s.pid), "home"])
+        assert r.returncode == 4 and "data on a connection by a unix socket that is not accepted yet; still running on n3" in r.stderr, (
+            r.stderr
+        )
+        s.do("os.write(go, b'x')")
+        assert s.ask("first.recv(100)") == b"EARLY"
+        s.move("home")
+        s.do("os.write(go, b'x')")
+        assert s.ask("say(first, b'old'), say(second, b'new')") == (b"OLD", b"NEW")
+        s.do("third = connected(); third.close()")
+        r = lab.run("n1", ["migrate", str(s.pid), "n2"])
+        assert r.returncode == 4 and "closed before it was accepted; still running on n1" in r.stderr, r.stderr
+        s.do("os.write(go, b'x'); time.sleep(0.2)")
+        s.move("n2")
+        assert s.ask("say(first, b'old'), say(second, b'new')") == (b"OLD", b"NEW")
+
+
+def test_a_connection_of_which_one_end_is_closed(lab: Any) -> None:
+    """What was sent before is still to be read, then comes the end."""
+    with servant(lab) as s:
+        s.do(UNHURRIED)
+        s.do("c = connected(); os.write(go, b'x'); c.send(b'bye'); time.sleep(0.3)")
+        lab.run("n1", ["migrate", "--own-sockets", str(s.pid), "n2"], check=True)
+        for to in ("n3", "home"):
+            s.move(to)
+        assert s.ask("c.recv(100), c.recv(100)") == (b"BYE", b"")
+
+
+def test_a_connection_that_a_stranger_has_not_accepted(lab: Any) -> None:
+    """Nobody could make it anew elsewhere: the process stays, and its connection too."""
+    name = f"/tmp/stranger-{os.getpid()}"
+    listen = f"signal.signal(10, lambda *_: None); s = socket.socket(socket.AF_UNIX); s.bind({name!r}); s.listen(); signal.pause()"
+    code = f"import signal, socket, time; {listen}; s.accept()[0].send(b'hello'); time.sleep(600)"
+    stranger = lab.spawn("n1", ["python3", "-S", "-c", code])
+    lab.wait_for(lambda: lab.path("n1", name).exists(), what="the stranger listens")
+    with servant(lab) as s:
+        s.do(f"c = socket.socket(socket.AF_UNIX); c.connect({name!r})")
+        r = lab.run("n1", ["migrate", str(s.pid), "n2"])
+        assert r.returncode == 4 and "outside of its tree has not accepted yet; still running on n1" in r.stderr, r.stderr
+        lab.signal("n1", stranger, 10)
+        assert s.ask("c.recv(100)") == b"hello"
 
 
 @pytest.mark.parametrize("uid", [0, 1000])

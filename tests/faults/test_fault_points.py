@@ -12,6 +12,7 @@ import signal
 import pytest
 
 from tests.cluster.conftest import LabUnderTest
+from tests.cluster.helpers import servant
 
 from .conftest import HOME, Faults, Job, Watch, events, nothing_left
 
@@ -179,3 +180,63 @@ def test_status_of_a_lost_guest(lab: LabUnderTest, job: Job, faults: Faults) -> 
     shell.expect(r"status=(\d+)\r\n", timeout=20)
     assert int(shell.match[1]) == 128 + signal.SIGKILL
     nothing_left(lab)
+
+
+OWN_SOCKET = """
+name = f"/tmp/own-{os.getpid()}/sock"
+os.mkdir(os.path.dirname(name), 0o700)
+r, w = os.pipe()
+if not os.fork():
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(name)
+    server.listen()
+    os.write(w, b"x")
+    while True:
+        server.accept()[0].send(b"served")
+os.read(r, 1)
+def served():
+    c = socket.socket(socket.AF_UNIX)
+    c.connect(name)
+    return c.recv(100)
+"""
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_socket_keeps_its_name_when_the_copy_is_given_up(lab: LabUnderTest, faults: Faults, leg: str) -> None:
+    """The copy's restore took the name and bound it anew; the process that goes on must still be reached by it."""
+    source, destination, to = LEGS[leg]
+    with servant(lab, 1000) as s:
+        s.do(OWN_SOCKET)
+        s.ask("served()")
+        if source != HOME:
+            lab.run(HOME, ["migrate", "--own-sockets", str(s.pid), source], check=True)
+        for node, action in [(destination, "fail"), (destination, "die"), *([(HOME, "die")] if source == HOME else [])]:
+            point = "at_barrier" if node == destination else "before_commit"
+            faults.set(node, point, action)
+            r = lab.run(HOME, ["migrate", "--own-sockets", str(s.pid), to])
+            assert faults.hit(node, point), (node, point, r.stderr)
+            faults.clear(node, point)
+            assert r.returncode == 4 and f"still running on {source}" in r.stderr, r.stderr
+            assert s.ask("served()") == b"served", (node, action)
+            assert s.ask("os.listdir(os.path.dirname(name))") == ["sock"]
+        s.move(to)
+        assert s.ask("served()") == b"served"
+        assert s.ask("os.listdir(os.path.dirname(name))") == ["sock"]
+
+
+@pytest.mark.parametrize("source", ["n2", "home"])
+def test_input_after_a_move_that_failed(lab: LabUnderTest, faults: Faults, source: str) -> None:
+    """All that is written into the guest's standard input reaches it, through a proxy or by the real descriptor."""
+    node = HOME if source == "home" else source
+    with servant(lab, 1000) as s:
+        s.move("n2")
+        if source == "home":
+            s.move("home")
+        for point in ("after_freeze", "after_dump", "before_commit"):
+            faults.set(node, point, "fail")
+            r = lab.run(HOME, ["migrate", str(s.pid), "n3"])
+            assert faults.hit(node, point) and r.returncode == 4, r.stderr
+            faults.clear(node, point)
+            assert [s.ask(f"{n}") for n in range(20)] == list(range(20)), point
+        s.move("n3")
+        assert s.ask("1 + 1") == 2

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from mig import paths
-from mig.inspect import own_sockets
+from mig.inspect import backlog, own_sockets, sockets
 from mig.inspect.facts import gather
 from mig.kernel import procfs
 
@@ -238,6 +238,53 @@ def test_sockets_for_its_own_processes_alone(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ProcessLookupError):
         own_sockets.declare(p.pid)
     assert reasons_of("from multiprocessing.connection import Listener; s = Listener(family='AF_UNIX')") == []
+
+
+def test_connections_that_wait_to_be_accepted(tmp_path: Path) -> None:
+    """What CRIU can make anew is no obstacle: both ends here, open, and nothing sent."""
+
+    def connected() -> socket.socket:
+        made.append(socket.socket(socket.AF_UNIX))
+        made[-1].connect(str(tmp_path / "a"))
+        return made[-1]
+
+    made = [socket.socket(socket.AF_UNIX)]
+    diag = sockets.UnixDiag(os.getpid())
+    try:
+        with running("") as stranger:
+            server = made[0]
+            server.bind(str(tmp_path / "a"))
+            server.listen()
+            assert backlog.not_now(diag, [os.getpid()]) == ""
+            c = connected()
+            assert backlog.not_now(diag, [os.getpid(), stranger.pid]) == ""
+            assert diag.unread(os.fstat(c.fileno()).st_ino) == 0
+            c.send(b"x")
+            assert "data on a connection" in backlog.not_now(diag, [os.getpid()])
+            assert backlog.not_now(diag, [stranger.pid]) == "", "none of this tree's"
+            made.append(server.accept()[0])
+            assert backlog.not_now(diag, [os.getpid()]) == ""
+            connected().close()
+            assert "closed before it was accepted" in backlog.not_now(diag, [os.getpid()])
+            server.accept()[0].close()
+            assert backlog.not_now(diag, [os.getpid()]) == ""
+            assert diag.unread(1) is None
+    finally:
+        diag.close()
+        for s in made:
+            s.close()
+
+
+def test_a_connection_that_a_stranger_has_not_accepted(tmp_path: Path) -> None:
+    name = str(tmp_path / "a")
+    with running(f"s = socket.socket(socket.AF_UNIX); s.bind({name!r}); s.listen()") as stranger, socket.socket(socket.AF_UNIX) as c:
+        c.connect(name)
+        diag = sockets.UnixDiag(os.getpid())
+        try:
+            assert "outside of its tree" in backlog.not_now(diag, [os.getpid()])
+            assert backlog.not_now(diag, [os.getpid(), stranger.pid]) == ""
+        finally:
+            diag.close()
 
 
 def test_connections_that_come_and_go_inside_a_tree_are_no_strangers(tmp_path: Path) -> None:
