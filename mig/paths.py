@@ -39,6 +39,18 @@ BELL = RUN / "bell.sock"
 CONFIG = Path(os.environ.get("MIG_CONFIG", "/etc/mig/omdiscd.toml"))
 KEY = Path(os.environ.get("MIG_KEY", "/etc/mig/cluster.key"))
 
+CELL = "mig-cell"
+"""Name of the first process of a cell, which its guest sees as process 1."""
+
+
+def in_cell() -> bool:
+    """Whether this process is part of a guest that was moved, so that the omdiscd at that path is not its own (if it can reach one)."""
+    try:
+        with open("/proc/1/comm", encoding="utf-8") as f:
+            return f.read().rstrip("\n") == CELL
+    except OSError:
+        return False
+
 
 def libexec() -> Path:
     """The directory of compiled helpers and the private CRIU: ``$MIG_LIBEXEC`` or ``<venv>/libexec/mig``."""

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from mig import paths
 from mig.cell import family, foster, mounts, processes, terminal
 from mig.cell.family import Family
 from mig.cell.foster import Desk, report, say
@@ -72,7 +73,7 @@ def _middle(spec: CellSpec, own: Cgroup, guest: Cgroup, control: socket.socket, 
             os._exit(1)  # the middle, whose parent's pid says nothing in here, is gone already
         os.close(alive)
         own.add(0)  # ourselves; not the middle, which survives a kill of the cell by the moment that it takes to reap us
-        libc.set_name("mig-cell")
+        libc.set_name(paths.CELL)
         step = "setup"
         Init(spec, guest.path, control, desk).run()
     except Exception as e:

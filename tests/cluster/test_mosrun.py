@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
-from .helpers import where
+from .helpers import servant, where
+
+MOSRUN = str(Path(sys.prefix) / "bin" / "mosrun")
 
 LOOP = "while True: pass"
 
@@ -54,6 +57,29 @@ def test_one_that_was_moved_before_its_mosrun_asked_is_a_job_all_the_same(lab: A
     assert ask("'best': True, 'locked': True").stdout.strip() == "False"
     rows = json.loads(lab.run("n1", "mosps --json", check=True).stdout)
     assert [r["locked"] for r in rows if r["pid"] == pid] == [True]
+
+
+def test_in_a_job_that_was_moved(lab: Any) -> None:
+    """A script may call it wherever it runs; what it starts is part of the job."""
+    with servant(lab, 1000) as s:
+        for to in ("n2", "home"):
+            s.move(to)
+
+            def run(*words: str) -> tuple[int, str, str]:
+                said = s.ask(f"(lambda r: (r.returncode, r.stdout, r.stderr))(subprocess.run({words!r}, capture_output=True, text=True))")
+                return tuple(said)
+
+            assert run(MOSRUN, "-S", "echo", "it") == (0, "it\n", "")
+            assert run(MOSRUN, "-qb", "echo", "it") == (0, "it\n", "")
+            for option in ("-b", "-h", "-L"):
+                status, out, said = run(MOSRUN, option, "echo", "it")
+                assert (status, out) == (0, "it\n") and "echo goes where that goes" in said, said
+            for option in ("-Nn3", "-jn3"):
+                status, out, said = run(MOSRUN, option, "echo", "it")
+                assert (status, out) == (2, "") and "echo was not started" in said, said
+        s.move("n3")
+        status, out, said = run(MOSRUN.replace("mosrun", "migrate"), "1", "n2")
+        assert status == 7 and "part of a job that was moved to another machine" in said, said
 
 
 def test_the_balancer_spreads_jobs_and_leaves_others_alone(lab: Any) -> None:

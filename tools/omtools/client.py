@@ -30,6 +30,7 @@ ANSWER_TIMEOUT = 10.0
 """Seconds for an answer that needs no other node."""
 MAX_FRAME = 16 << 20
 _BUSY = "is it stopped, or the machine overloaded?"
+_AT_HOME = "ask at its home, outside of that job"
 MORE, LONG, COMMAND = 1, 2, 4
 GREETING = b"\xff" + bytes(8) + b"\x7f" + bytes([3, 0]) + b"NULL".ljust(20, b"\0") + bytes(32)
 
@@ -55,6 +56,8 @@ class Client:
             raise NotPermitted(f"may not open {self._path}: {e.strerror}") from e
         except (OSError, Lost) as e:
             self._sock.close()
+            if paths.in_cell():
+                raise NoDaemon("this is part of a job that was moved to another machine, where no omdiscd is its own", hint=_AT_HOME) from e
             if isinstance(e, TimeoutError):
                 raise NoDaemon(f"omdiscd does not answer on this machine ({self._path})", hint=_BUSY) from e
             raise NoDaemon(f"omdiscd is not running on this machine ({self._path})", hint="start it as root: omdiscd") from e

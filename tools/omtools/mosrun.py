@@ -14,6 +14,7 @@ import sys
 from typing import Any, NamedTuple, NoReturn
 
 from mig.errors import BadInput, MigError, NoDaemon
+from mig.paths import in_cell
 
 USAGE = """usage: mosrun [-b | -h | -N NODE | -j NODES] [-L] [-S] [-q] CMD [ARG…]
 """
@@ -31,7 +32,7 @@ mosrun.
   -L          locked: it stays where it starts; migrate still moves it
   -S          its named unix sockets are for its own processes: they go along
   -A MINUTES  periodic checkpoints (not built yet)
-  -q          quiet: do not warn when no omdiscd answers
+  -q          quiet: do not warn when no omdiscd answers, or options do nothing
   --help, --version
 
 exit status: that of CMD; 127 CMD not found, 126 not executable, and before CMD
@@ -188,6 +189,9 @@ def _environment() -> dict[bytes, bytes]:
 def _register(o: Options) -> None:
     from omtools.client import Client, Lost
 
+    if in_cell():
+        _goes_along(o)
+        return
     try:
         with Client() as client:
             # with a placement omdiscd arms itself before it answers: the process then moves at its exec, before the first instruction
@@ -198,6 +202,16 @@ def _register(o: Options) -> None:
             raise error from e
         if not o.quiet:
             print(f"mosrun: {error.message}: {o.command[0]} runs here and will not move", file=sys.stderr)
+
+
+def _goes_along(o: Options) -> None:
+    """A job that was moved starts a part of itself.  Raises :class:`BadInput` when that must run on certain nodes."""
+    cmd = o.command[0]
+    if o.node or o.nodes:
+        why = f"this is part of a job that was moved, and goes where that goes; {cmd} was not started"
+        raise BadInput(why, hint="start it outside of that job, or without -N and -j")
+    if (o.best or o.home or o.locked) and not o.quiet:
+        print(f"mosrun: this is part of a job that was moved: {cmd} goes where that goes, whatever its options say", file=sys.stderr)
 
 
 def _become(program: bytes, command: list[str], environment: dict[bytes, bytes]) -> NoReturn:
