@@ -162,7 +162,7 @@ def carry_sockets(img_dir: str | os.PathLike[str]) -> list[str]:
     listening = [e for e in entries if e.HasField("usk") and e.usk.state == TCP_LISTEN]
     if listening and entries[: len(listening)] != listening:
         _write(path, magic, [*listening, *(e for e in entries if not (e.HasField("usk") and e.usk.state == TCP_LISTEN))])
-    names = [(e.usk.name_dir, os.fsdecode(e.usk.name.removesuffix(b"\0"))) for e in entries if e.HasField("usk")]
+    names = [(e.usk.name_dir, os.fsdecode(e.usk.name.removesuffix(b"\0"))) for e in entries if e.HasField("usk") and not e.usk.deleted]
     return sorted({os.path.join(directory or "/", name) for directory, name in names if name and name[0] != "\0"})
 
 

@@ -148,7 +148,10 @@ class SourceBase:
         """Why it stands where CRIU cannot dump it; "" if it does not.  A thread between vfork and its child's exec comes to no stop."""
         if waiting := mend.in_vfork(threads):
             return f"process {waiting} has waited in vfork for its child's exec"
-        what = backlog.not_now(diag, {p for p, _ in threads})
+        try:
+            what = backlog.not_now(diag, {p for p, _ in threads})
+        except (FileNotFoundError, ProcessLookupError):
+            return ""  # its root has just ended, and its namespaces are gone: the dump will tell
         return f"it has had {what}" if what else ""
 
     def _wait_for_exiting(self) -> None:

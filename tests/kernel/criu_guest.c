@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,7 +24,7 @@ int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "";
 	double began;
-	int ret = 0;
+	int ret = 0, client = -1, server = -1;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
 	if (!strcmp(mode, "inet")) {
@@ -48,6 +49,13 @@ int main(int argc, char **argv)
 		raise(SIGUSR2); /* to this thread */
 		kill(getpid(), SIGUSR1);
 	}
+	if (!strcmp(mode, "waiting")) { /* a connection that is not accepted; the listening socket has the higher descriptor */
+		struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "waiting.sock"};
+		client = socket(AF_UNIX, SOCK_STREAM, 0);
+		server = socket(AF_UNIX, SOCK_STREAM, 0);
+		if (bind(server, (void *)&a, sizeof a) || listen(server, 1) || connect(client, (void *)&a, sizeof a))
+			return 1;
+	}
 	printf("ready\n");
 	began = now();
 	if (!strcmp(mode, "nanosleep")) {
@@ -59,6 +67,11 @@ int main(int argc, char **argv)
 			return 1;
 		struct pollfd f = {.fd = p[0], .events = POLLIN};
 		ret = poll(&f, 1, 1000);
+	} else if (!strcmp(mode, "waiting")) {
+		char got[8];
+		raise(SIGSTOP);
+		server = accept(server, NULL, NULL);
+		ret = write(client, "four", 4) == 4 ? read(server, got, sizeof got) : -1;
 	} else {
 		for (long i = 0;; i++) {
 			struct timespec tick = {0, 5000000};

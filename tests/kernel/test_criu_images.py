@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mig.criu import images
+from mig.errors import MigError
 from mig.kernel import procfs
 from tests.kernel.criu_guest import Guest, Start, guests, until
 
@@ -121,6 +122,31 @@ def test_locks_are_read_and_written(start: Start) -> None:
     g.restore()
     locked = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     assert [f for f in locked if f[1] == "FLOCK" and f[4] == str(g.pid)]
+
+
+def in_wait(start: Start, tmp_path: Path) -> Guest:
+    """A guest with a connection that waits to be accepted, dumped and ended."""
+    g = start("waiting", cwd=tmp_path)
+    until(lambda: procfs.state(g.pid) == "T", "its stop")
+    g.dump()
+    g.end()
+    return g
+
+
+def test_a_connection_that_waits_to_be_accepted_is_restored(start: Start, tmp_path: Path) -> None:
+    g = in_wait(start, tmp_path)
+    assert images.carry_sockets(g.images) == [str(tmp_path / "waiting.sock")]
+    assert images.carry_sockets(g.images) == [str(tmp_path / "waiting.sock")], "in order already"
+    g.restore()
+    os.kill(g.pid, signal.SIGCONT)
+    assert outcome(g)[:2] == (4, 0)
+
+
+def test_without_an_order_it_is_not(start: Start, tmp_path: Path) -> None:
+    """Why carry_sockets exists: should this fail one day, CRIU has learnt it."""
+    g = in_wait(start, tmp_path)
+    with pytest.raises(MigError, match="unresolved"):
+        g.restore()
 
 
 def test_no_locks_no_image(tmp_path: Path) -> None:
