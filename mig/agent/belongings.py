@@ -42,12 +42,13 @@ class Belongings:
             groups = {facts.uid: list(procfs.status(self.pid).groups)}
             self._files = await FileServer.start(addr, self.token, groups, Guest.of(self.pid, facts.tree))
 
-    async def expire_names(self, sockets: list[str]) -> int:
-        """Names that the destination may have cached are looked up again from now on.
+    async def expire_names(self) -> None:
+        """Names that the destination may have cached are looked up again from now on."""
+        await self.files.ask("expire")
 
-        ``sockets``: those that its restore will bind anew; returns how many of them :meth:`names` can put back.
-        """
-        self._kept = int((await self.files.ask("expire", names=sockets)).get("kept", 0))
+    async def keep_names(self, sockets: list[str]) -> int:
+        """The names of its sockets, before the images go to a restore that binds them anew; how many of them :meth:`names` can put back."""
+        self._kept = int((await self.files.ask("keep", names=sockets))["count"]) if sockets else 0
         return self._kept
 
     async def names(self, *, back: bool, done: bool = False) -> None:
@@ -100,7 +101,10 @@ class Belongings:
             case "busy?":
                 await k.send("busy", busy=self.externals.busy())
             case "expire":
-                await k.send("expired", kept=await self.expire_names([str(n) for n in m.get("names", [])]))
+                await self.expire_names()
+                await k.send("expired", keeps=True)
+            case "keep names":
+                await k.send("names kept", count=await self.keep_names([str(n) for n in m["names"]]))
             case "names back":
                 await self.names(back=True)
                 await k.send("names are back")

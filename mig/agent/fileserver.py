@@ -33,10 +33,11 @@ def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
         case "guest":  # see Guest.to_map: who it is, before it is mounted
             server.guest = Guest.from_map(m["guest"])
             return {"op": "guest"}
-        case "expire":  # {"names": [path, …]}: those of its sockets, which the copy's restore will take away
-            kept = server.names.keep([str(n) for n in m.get("names", [])], server.guest, server.groups)
-            return {"op": "expired", "complete": server.expire(), "kept": kept}
-        case "names":  # {"back": bool, "done": bool}: the copy's restore failed, or may yet; the move is over
+        case "expire":
+            return {"op": "expired", "complete": server.expire()}
+        case "keep":  # {"names": [path, …]}: those of its sockets, before the copy's restore takes them away
+            return {"op": "kept", "count": server.names.keep([str(n) for n in m["names"]], server.guest, server.groups)}
+        case "names":  # {"back": bool, "done": bool}: the copy is given up; the move is over
             if m["back"]:
                 server.names.put_back(server.guest, server.groups)
             if m["done"]:

@@ -75,16 +75,16 @@ class HomeSource(SourceBase):
                 self.journal.write(FROZEN, calls=[dataclasses.astuple(c) for c in self.calls])
                 self._look_again()
             case Step.DUMP:
-                await self._dump()
+                await asyncio.gather(self._dump(), self.agent.belongings.expire_names())
             case Step.LOCKS:
                 await self.agent.belongings.inherit_locks(self.group.procs())
                 self.flocks = home_locks.release(self.group.procs(), lambda held: self.journal.write(UNLOCKED, flocks=held))
             case Step.SHIP:
-                await self.ship({})
-            case Step.RESTORE:
                 if self.names:
                     self.journal.write(NAMED, names=self.names)
-                await self.agent.belongings.expire_names(self.names)
+                await self.agent.belongings.keep_names(self.names)
+                await self.ship({})
+            case Step.RESTORE:
                 await self.dest.ready()
             case Step.FILL:
                 await self.fill()
@@ -100,7 +100,7 @@ class HomeSource(SourceBase):
                 await self.stop_dumper()
                 await self.dest.abort()
                 self.agent.drop_epoch()
-            case Step.RESTORE:
+            case Step.SHIP:
                 await self.agent.belongings.names(back=True)
             case Step.CAPTURE:
                 if self.captured:

@@ -46,8 +46,8 @@ class HostSource(SourceBase):
         self.cpu_before = self.cpu_used()
         self.house, self.proxies = keeper.house, keeper.proxies
         self.rest: dict[int, bytes] = {}
-        self.kept = 0
-        """How many names of its sockets home can put back should the restore fail."""
+        self.keeps, self.kept = False, 0
+        """Whether home can put back the names of its sockets, should the copy be given up (an older one does not know), and of how many."""
 
     def cpu_used(self) -> float:
         """As elsewhere, without the guest, which is below us."""
@@ -69,14 +69,17 @@ class HostSource(SourceBase):
             case Step.DUMP:
                 await self._dump()
             case Step.DRAIN:
-                self.rest = await self.proxies.drain()
+                # not before the dump, which would ask for everything anew, and before the restore, which begins with the last image
+                expired, self.rest = await asyncio.gather(self.keeper.ask_agent("expire", "expired"), self.proxies.drain())
+                self.keeps = bool(expired.get("keeps"))
                 self.house.sync()
             case Step.LOCKS:
                 await self._locks()
             case Step.SHIP:
+                if self.names and self.keeps:
+                    self.kept = int((await self.keeper.ask_agent("keep names", "names kept", names=self.names))["count"])
                 await self.ship(self.rest)
             case Step.RESTORE:
-                self.kept = int((await self.keeper.ask_agent("expire", "expired", names=self.names)).get("kept", 0))
                 await self.dest.ready()
             case Step.FILL:
                 await self.fill()
@@ -89,7 +92,7 @@ class HostSource(SourceBase):
             case Step.ASK:
                 await self.stop_dumper()
                 await self.dest.abort()
-            case Step.RESTORE if self.kept:  # an older home knows no such question
+            case Step.SHIP if self.kept:
                 await self.keeper.ask_agent("names back", "names are back")
             case Step.HOLD:
                 await self.keeper.tell_agent("unhold")

@@ -143,9 +143,9 @@ class StoredSource:
                 await self.dest.ask_for_cell(self.request | {"facts": dataclasses.asdict(self.stored.facts), "memory": {}})
                 await self.dest.prepared()
             case Step.SHIP:
+                await self.stored.ask_agent("expire", "expired")
                 self.bytes = await self.dest.ship(self.stored.img, rest=self.stored.rest)
             case Step.RESTORE:
-                await self.stored.ask_agent("expire", "expired")
                 await self.dest.ready()
             case Step.VERIFY:
                 self.dest.verify()

@@ -34,7 +34,7 @@ class Step(Enum):
     LOCKS = "locks"
     """File locks are handed over; undo: taken again (before the thaw)."""
     SHIP = "ship"
-    """Images to the destination; undo: nothing."""
+    """Images to the destination, whose restore takes over the names of sockets; undo: they lead to the old sockets again."""
     RESTORE = "restore"
     """The destination restores up to its barrier and says ready; undo: nothing, its copy ends with ASK's undo."""
     FILL = "fill"

@@ -9,6 +9,7 @@ import os
 import re
 import select
 import signal
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,30 @@ class Servant:
         for fd in (self._to, self._from):
             if fd >= 0:
                 os.close(fd)
+
+
+def own_server(serve: str) -> str:
+    """Statements that fork a child with a listening unix socket ``server``, which does ``serve``; ``name`` leads to it, ``connected()`` is
+    a connection, ``say(c, data)`` sends by one and returns what comes."""
+    return f"""
+name = f"/tmp/own-{{os.getpid()}}/sock"
+os.mkdir(os.path.dirname(name), 0o700)
+r, w = os.pipe()
+if not os.fork():
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(name)
+    server.listen()
+    os.write(w, b"x")
+{textwrap.indent(serve, "    ")}
+os.read(r, 1)
+def say(c, data):
+    c.send(data)
+    return c.recv(100)
+def connected():
+    c = socket.socket(socket.AF_UNIX)
+    c.connect(name)
+    return c
+"""
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .helpers import Servant, servant, where
+from .helpers import Servant, own_server, servant, where
 
 FAMILY = """
 got = []
@@ -105,37 +105,20 @@ def test_all_end_with_the_root_killed_at_home(lab: Any) -> None:
         lab.wait_for(lambda: "servant" not in lab.run("n2", "ps axo args").stdout, what="nothing of it is left on the host")
 
 
-SERVER = """
-name = f"/tmp/own-{os.getpid()}/sock"
-os.mkdir(os.path.dirname(name), 0o700)
-r, w = os.pipe()
-if not os.fork():
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(name)
-    server.listen()
-    os.write(w, b"x")
-    def serve(c):
-        while data := c.recv(100):
-            c.send(data.upper())
-    while True:
-        threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
-os.read(r, 1)
-def say(c, data):
-    c.send(data)
-    return c.recv(100)
-def connected():
-    c = socket.socket(socket.AF_UNIX)
-    c.connect(name)
-    return c
-old = connected()
-"""
+SERVER = own_server("""
+def serve(c):
+    while data := c.recv(100):
+        c.send(data.upper())
+while True:
+    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+""")
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_a_socket_for_its_own_processes_goes_along(lab: Any, uid: int) -> None:
     """By its name and by the connections that there are; not unless its user says so."""
     with servant(lab, uid) as s:
-        s.do(SERVER)
+        s.do(f"{SERVER}\nold = connected()")
         r = lab.run("n1", ["migrate", str(s.pid), "n2"])
         assert r.returncode == 3 and "offers a unix socket to others" in r.stderr and "--own-sockets" in r.stderr, r.stderr
         lab.run("n1", ["migrate", "--own-sockets", str(s.pid), "n2"], check=True)
@@ -147,32 +130,15 @@ def test_a_socket_for_its_own_processes_goes_along(lab: Any, uid: int) -> None:
         assert s.ask("(os.stat(name).st_mode, os.stat(name).st_uid)") == modes and modes[1] == uid
 
 
-UNHURRIED = """
-name = f"/tmp/own-{os.getpid()}/sock"
-os.mkdir(os.path.dirname(name), 0o700)
-r, w = os.pipe()
-accept, go = os.pipe()
-if not os.fork():
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(name)
-    server.listen()
-    os.write(w, b"x")
-    def serve(c):
-        while data := c.recv(100):
-            c.send(data.upper())
-            if data == b"bye": break
-        c.close()
-    while os.read(accept, 1):
-        threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
-os.read(r, 1)
-def connected():
-    c = socket.socket(socket.AF_UNIX)
-    c.connect(name)
-    return c
-def say(c, data):
-    c.send(data)
-    return c.recv(100)
-"""
+UNHURRIED = "accept, go = os.pipe()" + own_server("""
+def serve(c):
+    while data := c.recv(100):
+        c.send(data.upper())
+        if data == b"bye": break
+    c.close()
+while os.read(accept, 1):
+    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+""")
 
 
 def test_a_connection_that_waits_to_be_accepted(lab: Any) -> None:

@@ -12,7 +12,7 @@ import signal
 import pytest
 
 from tests.cluster.conftest import LabUnderTest
-from tests.cluster.helpers import servant
+from tests.cluster.helpers import own_server, servant
 
 from .conftest import HOME, Faults, Job, Watch, events, nothing_left
 
@@ -182,23 +182,10 @@ def test_status_of_a_lost_guest(lab: LabUnderTest, job: Job, faults: Faults) -> 
     nothing_left(lab)
 
 
-OWN_SOCKET = """
-name = f"/tmp/own-{os.getpid()}/sock"
-os.mkdir(os.path.dirname(name), 0o700)
-r, w = os.pipe()
-if not os.fork():
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(name)
-    server.listen()
-    os.write(w, b"x")
-    while True:
-        server.accept()[0].send(b"served")
-os.read(r, 1)
-def served():
-    c = socket.socket(socket.AF_UNIX)
-    c.connect(name)
-    return c.recv(100)
-"""
+OWN_SOCKET = own_server("""
+while True:
+    server.accept()[0].send(b"served")
+""")
 
 
 @pytest.mark.parametrize("leg", LEGS)
@@ -207,7 +194,7 @@ def test_a_socket_keeps_its_name_when_the_copy_is_given_up(lab: LabUnderTest, fa
     source, destination, to = LEGS[leg]
     with servant(lab, 1000) as s:
         s.do(OWN_SOCKET)
-        s.ask("served()")
+        s.ask("connected().recv(100)")
         if source != HOME:
             lab.run(HOME, ["migrate", "--own-sockets", str(s.pid), source], check=True)
         for node, action in [(destination, "fail"), (destination, "die"), *([(HOME, "die")] if source == HOME else [])]:
@@ -217,10 +204,10 @@ def test_a_socket_keeps_its_name_when_the_copy_is_given_up(lab: LabUnderTest, fa
             assert faults.hit(node, point), (node, point, r.stderr)
             faults.clear(node, point)
             assert r.returncode == 4 and f"still running on {source}" in r.stderr, r.stderr
-            assert s.ask("served()") == b"served", (node, action)
+            assert s.ask("connected().recv(100)") == b"served", (node, action)
             assert s.ask("os.listdir(os.path.dirname(name))") == ["sock"]
         s.move(to)
-        assert s.ask("served()") == b"served"
+        assert s.ask("connected().recv(100)") == b"served"
         assert s.ask("os.listdir(os.path.dirname(name))") == ["sock"]
 
 
