@@ -62,8 +62,11 @@ class Belongings:
             self._kept = 0
 
     async def inherit_locks(self, pids: list[int]) -> None:
-        """Record locks of these frozen processes count as the guest's own when it asks for them."""
+        """Record locks of these frozen processes count as the guest's own when it asks for them; none: the move was given up, and nothing
+        that its copy has taken is held any more."""
         await self.files.ask("inherit", pids=pids)
+        if not pids:
+            await self.files.ask("given up")
 
     async def answer(self, k: KeeperLink, m: dict[str, Any], facts: ProcessFacts, *, stored: bool) -> bool:
         """Answer a question of a keeper; False if ``m`` is none.  ``facts``: of the process as it left; ``stored``: its images lie here."""

@@ -63,7 +63,8 @@ class FileServer:
             await self.ask("unlock", mount=name)
 
     async def relock(self) -> None:
-        """The move was given up: take them again."""
+        """The move was given up: take them again, from the copy as well."""
+        await self.ask("given up")
         for name in (await self.ask("mounts"))["mounts"]:
             if lost := (await self.ask("relock", mount=name))["lost"]:
                 log.error("%d lock(s) were taken by others while the guest stood frozen; it runs on without them", lost)

@@ -54,6 +54,10 @@ def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
             return {"op": "unlocked"}
         case "relock":
             return {"op": "relocked", "lost": sum(mount.locks.retake() for mount in server.mounts() if mount.name == m["mount"])}
+        case "given up":  # the guest's copy will not run: before "relock"
+            for mount in server.mounts():
+                mount.locks.give_up()
+            return {"op": "given up"}
         case "inherit":  # {"pids": [pid, …]}: the frozen original at home: what it has open, and its fcntl locks, the guest takes over
             server.held.of(int(pid) for pid in m["pids"])
             server.ancestors.clear()

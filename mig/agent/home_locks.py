@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -64,14 +65,28 @@ def release(pids: Iterable[int], note: Callable[[list[tuple[int, int, bool]]], N
     return out
 
 
+PATIENCE = 1.0
+"""Seconds for the end of who holds a lock for the guest's copy, where that has just been killed."""
+
+
 def take_again(held: list[Flock]) -> None:
-    """The move was given up: as before, before the thaw.  A lock that somebody took meanwhile is reported, not waited for."""
+    """The move was given up: as before, before the thaw.  A lock that somebody else has taken meanwhile is reported."""
+    deadline = time.monotonic() + PATIENCE
     for h in held:
-        try:
-            fcntl.flock(h.fd, (fcntl.LOCK_EX if h.exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.error("a lock was taken by somebody else while the process stood frozen; it runs on without it")
+        while not _taken(h):
+            if time.monotonic() >= deadline:
+                log.error("a lock was taken by somebody else while the process stood frozen; it runs on without it")
+                break
+            time.sleep(0.01)
     forget(held)
+
+
+def _taken(h: Flock) -> bool:
+    try:
+        fcntl.flock(h.fd, (fcntl.LOCK_EX if h.exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def found_again(held: Iterable[tuple[int, int, bool]]) -> list[Flock]:

@@ -101,6 +101,7 @@ class HomeSource(SourceBase):
                 await self.dest.abort()
                 self.agent.drop_epoch()
             case Step.SHIP:
+                await self.dest.abort()  # the copy has what only one can have: names and locks
                 await self.agent.belongings.names(back=True)
             case Step.CAPTURE:
                 if self.captured:

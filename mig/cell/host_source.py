@@ -92,8 +92,10 @@ class HostSource(SourceBase):
             case Step.ASK:
                 await self.stop_dumper()
                 await self.dest.abort()
-            case Step.SHIP if self.kept:
-                await self.keeper.ask_agent("names back", "names are back")
+            case Step.SHIP:
+                await self.dest.abort()  # the copy has what only one can have: names and locks
+                if self.kept:
+                    await self.keeper.ask_agent("names back", "names are back")
             case Step.HOLD:
                 await self.keeper.tell_agent("unhold")
             case Step.FREEZE:

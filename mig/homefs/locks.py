@@ -26,6 +26,8 @@ from mig.homefs.handles import HandleTable
 from mig.homefs.nodes import NodeTable
 
 WAKE = signal.SIGUSR1
+PATIENCE_S = 1.0
+"""How long locks that were let go for a move are tried to be taken again."""
 EARLY_S = 10.0
 """How long an interrupt is remembered that overtook its request (they travel on different connections)."""
 _FLOCK = {sc.F_RDLCK: fcntl.LOCK_SH, sc.F_WRLCK: fcntl.LOCK_EX, sc.F_UNLCK: fcntl.LOCK_UN}
@@ -216,19 +218,23 @@ class LockTable:
                 sc.flock(f.fd, fcntl.LOCK_UN)
 
     def retake(self) -> int:
-        """Take again what :meth:`drop_all` dropped, without waiting; returns how many locks another process has taken meanwhile."""
+        """Take again what :meth:`drop_all` dropped; returns how many locks another process has taken meanwhile and still has in a moment:
+        the copy at home, if it was killed just now, still has them."""
         dropped, self._dropped = self._dropped, []
-        lost = 0
-        for fd, kind, (t, start, length) in dropped:
-            wanted = sc.F_WRLCK if t == "write" else sc.F_RDLCK
-            try:
-                if kind == "flock":
-                    sc.flock(fd, _FLOCK[wanted] | fcntl.LOCK_NB)
-                else:
-                    sc.ofd_lock(fd, sc.F_OFD_SETLK, wanted, start, length)
-            except BlockingIOError:
-                lost += 1
-        return lost
+        deadline = time.monotonic() + PATIENCE_S
+        while (left := [d for d in dropped if not _taken(*d)]) and time.monotonic() < deadline:
+            dropped = left
+            time.sleep(0.01)
+        return len(left)
+
+    def give_up(self) -> None:
+        """The guest's copy on this mount will never run: what its restore took is let go, unless it is the mount that :meth:`drop_all` was
+        for: the guest's own, which goes on."""
+        if not self._dropped:
+            self.close()
+            for f in list(self._handles.files.values()):
+                if f.flock_pid >= 0:
+                    sc.flock(f.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """The mount is gone: break off all that waits, drop all fcntl locks (flocks go with the handles)."""
@@ -313,6 +319,19 @@ class LockTable:
         if o.fd != fd:
             os.close(fd)
         return o
+
+
+def _taken(fd: int, kind: str, lock: Held) -> bool:
+    t, start, length = lock
+    wanted = sc.F_WRLCK if t == "write" else sc.F_RDLCK
+    try:
+        if kind == "flock":
+            sc.flock(fd, _FLOCK[wanted] | fcntl.LOCK_NB)
+        else:
+            sc.ofd_lock(fd, sc.F_OFD_SETLK, wanted, start, length)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _length(start: int, end: int) -> int:

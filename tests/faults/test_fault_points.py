@@ -93,7 +93,8 @@ while True:
 """
 
 
-def test_what_a_dead_home_agent_had_taken(lab: LabUnderTest, faults: Faults) -> None:
+@pytest.mark.parametrize("point", ["mid_transfer", "before_commit"])
+def test_what_a_dead_home_agent_had_taken(lab: LabUnderTest, faults: Faults, point: str) -> None:
     """Its cgroup, its lock, and the call in which it waited."""
     file = f"/tmp/lock-{os.getpid()}"
     pid = lab.spawn(HOME, ["python3", "-S", "-c", HOLDER, file])
@@ -102,9 +103,9 @@ def test_what_a_dead_home_agent_had_taken(lab: LabUnderTest, faults: Faults) -> 
     lab.run(HOME, f"mkdir {group}; echo {pid} > {group}/cgroup.procs", check=True)
     before = lab.path(HOME, f"/proc/{pid}/cgroup").read_text()
     assert "its-own" in before
-    faults.set(HOME, "mid_transfer", "die")
+    faults.set(HOME, point, "die")
     r = lab.run(HOME, ["migrate", str(pid), "n2"])
-    assert faults.hit(HOME, "mid_transfer") and r.returncode == 4, r.stderr
+    assert faults.hit(HOME, point) and r.returncode == 4, r.stderr
     assert lab.path(HOME, f"/proc/{pid}/cgroup").read_text() == before
     assert lab.run(HOME, ["flock", "-n", file, "true"]).returncode == 1
     lines = len(lab.path(HOME, file).read_text().splitlines())
@@ -227,3 +228,42 @@ def test_input_after_a_move_that_failed(lab: LabUnderTest, faults: Faults, sourc
             assert [s.ask(f"{n}") for n in range(20)] == list(range(20)), point
         s.move("n3")
         assert s.ask("1 + 1") == 2
+
+
+LOCKS = """
+f, g = open("/tmp/own-flock", "w"), open("/tmp/own-record", "w")
+fcntl.flock(f, fcntl.LOCK_EX)
+fcntl.lockf(g, fcntl.LOCK_EX)
+"""
+TRY = """
+import fcntl, sys
+for name, lock in (("flock", fcntl.flock), ("record", fcntl.lockf)):
+    try:
+        lock(open(f"/tmp/own-{name}", "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print(name)
+"""
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_locks_after_the_copy_was_given_up(lab: LabUnderTest, faults: Faults, leg: str) -> None:
+    """The copy had taken them already; the process that goes on must have them again."""
+    source, destination, to = LEGS[leg]
+    with servant(lab, 1000) as s:
+        s.do(LOCKS)
+        if source != HOME:
+            s.move(source)
+        for node, point, action in [
+            (source, "before_commit", "fail"),
+            (destination, "at_barrier", "fail"),
+            (destination, "at_barrier", "die"),
+        ]:
+            faults.set(node, point, action)
+            r = lab.run(HOME, ["migrate", str(s.pid), to])
+            assert faults.hit(node, point) and r.returncode == 4 and f"still running on {source}" in r.stderr, r.stderr
+            faults.clear(node, point)
+            assert lab.run(HOME, ["python3", "-c", TRY]).stdout.split() == ["flock", "record"], (node, point, action)
+        s.move(to)
+        assert lab.run(HOME, ["python3", "-c", TRY]).stdout.split() == ["flock", "record"]
+        s.do("f.close(); g.close()")
+        assert lab.run(HOME, ["python3", "-c", TRY]).stdout == ""
