@@ -31,6 +31,7 @@ from mig.kernel import libc
 from mig.memory import guardian
 from mig.memory.eventlog import EventLog
 from mig.memory.pager import Pager
+from mig.memory.turns import Turns
 from mig.migration import faults
 from mig.migration.faults import Fault, InjectedFault
 from mig.trust import links
@@ -142,9 +143,9 @@ class Process:
         pager.poll.register(self.control, select.EPOLLIN)
         pager.poll.register(self.bell, select.EPOLLIN)
         reported = 0.0
-        half, whole = 0, pager.whole
+        half, whole, turns = 0, pager.whole, Turns()
         while not (pager.finished() and self._released(pager)):
-            fds = [fd for fd, _ in pager.poll.poll(1.0 if pager.idle else 0)]
+            fds = [fd for fd, _ in pager.poll.poll(1.0 if pager.idle else turns.rest())]
             if self.control.fileno() in fds and not self._obey(pager):
                 guardian.end(self.cell)  # the keeper died: nothing may run any more when the userfaultfds are closed
                 return
