@@ -85,7 +85,7 @@ complete -c mosrun -s b -d 'on the best node at once, before its first instructi
 complete -c mosrun -s h -d 'at home: it is never moved by itself'
 complete -c mosrun -s L -d 'locked: it stays where it starts; migrate still moves it'
 complete -c mosrun -s S -d 'its named unix sockets are for its own processes: they go along'
-complete -c mosrun -s q -d 'quiet: do not warn when no omdiscd answers'
+complete -c mosrun -s q -d 'quiet: do not warn when no omdiscd answers, or options do nothing'
 complete -c mosrun -s N -x -a '(__mig_nodes)' -d 'on this node at once'
 complete -c mosrun -s j -x -a '(__mig_lists)' -d 'on the best of these nodes, given as n1,n2,…'
 complete -c mosrun -s A -x -d 'periodic checkpoints (not built yet)'

@@ -36,7 +36,7 @@ _mig_mosrun() {
         '-h[at home\: it is never moved by itself]' \
         '-L[locked\: it stays where it starts; migrate still moves it]' \
         '-S[its named unix sockets are for its own processes\: they go along]' \
-        '-q[quiet\: do not warn when no omdiscd answers]' \
+        '-q[quiet\: do not warn when no omdiscd answers, or options do nothing]' \
         '-N[on this node at once]:NODE:_mig_nodes' \
         '-j[on the best of these nodes, given as n1,n2,…]:NODES:_mig_lists' \
         '-A[periodic checkpoints (not built yet)]:MINUTES: ' \
