@@ -38,6 +38,13 @@ NOT_SURVIVED = [("keeper",), ("agent",), ("pager", "guardian", "keeper"), ("keep
 NOT_SURVIVED.append(("pager", "guardian", "other guardian"))
 
 
+def alone(lab: Any) -> None:
+    """Wait until no helper of an earlier guest is left, which would be found for one of this."""
+    for node in ("n1", "n2"):
+        left = "; ".join(how for at, how in HELPERS.values() if at == node)
+        lab.wait_for(lambda node=node, left=left: not lab.run(node, left).stdout, what=f"the end of earlier helpers on {node}")
+
+
 def kill(lab: Any, who: tuple[str, ...]) -> set[str]:
     """SIGKILL to them, on each node in one instant; those that were there."""
     there = set()
@@ -71,6 +78,7 @@ def outcome(lab: Any, block: Block) -> str:
 @pytest.mark.parametrize("who", [*SURVIVED, *NOT_SURVIVED], ids="+".join)
 def test_who_dies_in_the_middle_of_postcopy(lab: Any, faults: Faults, who: tuple[str, ...]) -> None:
     """With half of the memory there, and the pager standing still: so nothing more can arrive before the others are dead."""
+    alone(lab)
     block = Block(lab, f"middle-{'-'.join(who)}".replace(" ", "-"))
     faults.set("n2", "mid_postcopy", "hang")
     move(lab, block.pid, "n2", "post-copy")
@@ -87,6 +95,7 @@ def test_who_dies_in_the_middle_of_postcopy(lab: Any, faults: Faults, who: tuple
 @pytest.mark.parametrize("who", [("pager",), ("pager", "source"), ("pager", "guardian"), ("guardian", "other guardian")], ids="+".join)
 def test_what_has_come_needs_nobody(lab: Any, faults: Faults, who: tuple[str, ...], mode: str) -> None:
     """All is on the node, most of it in the pager's store: another pager finds it there, and asks no source, which is told so."""
+    alone(lab)
     block = Block(lab, f"whole-{mode}-{'-'.join(who)}".replace(" ", "-"))
     faults.set("n2", "before_placed", "hang")
     with ThreadPoolExecutor(1) as pool:
@@ -110,6 +119,7 @@ def test_what_has_come_needs_nobody(lab: Any, faults: Faults, who: tuple[str, ..
 
 def test_the_keeper_holds_what_the_pager_and_all_guardians_held(lab: Any, faults: Faults) -> None:
     """It cannot even react, and no thread reads a page that has not come."""
+    alone(lab)
     block = Block(lab, "holders")
     faults.set("n2", "mid_postcopy", "hang")
     move(lab, block.pid, "n2", "post-copy")
