@@ -79,10 +79,12 @@ class PeerServer:
             if self._greeting >= _GREETERS:
                 self.strangers.say(log, str(source[0]), f"a connection was dropped: {_GREETERS} others have not said who they are")
                 conn.close()
-                continue
-            task = asyncio.ensure_future(self._meet(conn, str(source[0])))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            else:
+                self._greeting += 1  # here: a burst is accepted before the first of its tasks runs
+                task = asyncio.ensure_future(self._meet(conn, str(source[0])))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            await asyncio.sleep(0)  # while more are waiting, accepting gives nobody else a turn
 
     def close(self) -> None:
         """Stop listening; keepers keep their connections."""
@@ -104,7 +106,6 @@ class PeerServer:
         return any(not p.pid for p in self.places.arriving.values()) or any(k.state is None for k in self.guests.keepers())
 
     async def _meet(self, conn: socket.socket, source: str) -> None:
-        self._greeting += 1
         try:
             s, peer = await links.accept(conn, dead_after=SILENCE)
         except (OSError, TimeoutError) as e:

@@ -81,11 +81,16 @@ class Stage:
             self.give_terminal(True)
         self.cell_master, slave = os.openpty()
         termios.tcsetattr(slave, termios.TCSANOW, termios.tcgetattr(self.home_slave))
-        self.guest = subprocess.Popen(["setsid", "-c", *command], stdin=slave, stdout=slave, stderr=slave)
+        ready, go = os.pipe()
+        waiting = ["sh", "-c", f'read go </dev/fd/{ready}; exec "$@"', "sh"]
+        self.guest = subprocess.Popen(["setsid", "-c", *waiting, *command], stdin=slave, stdout=slave, stderr=slave, pass_fds=[ready])
+        os.close(ready)
         self.slave = slave
         self.home = HomeTerminal(self.home_slave, self.deputy, on_foreground=self.foreground.append, on_hangup=self._hung_up)
         self.cell = self.new_cell(b"")
         self.cell.start()
+        os.write(go, b"\n")
+        os.close(go)
 
     def new_cell(self, prefix: bytes) -> CellTerminal:
         a, b = connection()
