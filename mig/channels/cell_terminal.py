@@ -112,6 +112,7 @@ class CellTerminal:
         self._modes = get_modes(master)
         self._late_modes: Modes | None = None
         self._late_after = 0
+        self._told = 0  # frames of modes that were sent
         self._return = b""  # a carriage return that waits for its newline
         self._timer: asyncio.TimerHandle | None = None
         self._renewal: asyncio.TimerHandle | None = None
@@ -242,6 +243,7 @@ class CellTerminal:
     def _send_late_modes(self) -> None:
         if self._late_modes is not None:
             self._link.send(Kind.TERMIOS, self._late_modes.pack())
+            self._told += 1
             self._late_modes = None
 
     def _all_read(self) -> None:
@@ -273,7 +275,7 @@ class CellTerminal:
         elif frame.kind is Kind.WANT:
             self._gate.ask()
         elif frame.kind is Kind.TERMIOS:
-            self._home_set(Modes.unpack(frame.payload))
+            self._home_set(*Modes.unpack_heard(frame.payload))
         elif frame.kind is Kind.WINSIZE and len(frame.payload) == WINSIZE:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, frame.payload)  # SIGWINCH arises here
         elif frame.kind is Kind.BROKEN:
@@ -288,9 +290,9 @@ class CellTerminal:
         else:
             raise FrameError(f"{frame.kind.name} from a terminal's home")
 
-    def _home_set(self, modes: Modes) -> None:
-        if get_modes(self._master) != self._modes:
-            return  # the guest was faster; home will hear of its modes, and they hold
+    def _home_set(self, modes: Modes, heard: int | None) -> None:
+        if get_modes(self._master) != self._modes or self._late_modes is not None or heard not in (None, self._told):
+            return  # the guest was faster; home will hear of its modes, or they are on their way, and they hold
         self._modes = modes
         set_modes(self._master, modes, extproc=True)
 

@@ -32,7 +32,7 @@ class Kind(IntEnum):
     BROKEN = 7  # the receiver's side is gone: pipe without reader, terminal hung up
     FIN = 8  # u32 serial: the guest has ended and this was all
     SYNC = 9  # u32 serial: send all that there is now, then ACK
-    TERMIOS = 10  # modes of the terminal, see mig.channels.tty_modes
+    TERMIOS = 10  # modes of the terminal, see mig.channels.tty_modes; from home with the u32 number of these that it has had
     WINSIZE = 11  # struct winsize
     FLUSH = 12  # the guest threw away what was typed and not yet read
     REST = 13  # typed, passed on, and not read by the guest before it stopped or ended

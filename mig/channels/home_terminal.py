@@ -93,6 +93,7 @@ class HomeTerminal:
         self._gone = asyncio.Event()
         self._modes = get_modes(self._tty)  # as both sides know them
         self._late_modes: Modes | None = None
+        self._heard = 0  # frames of modes from the present cell
         self._winsize = get_winsize(self._tty)
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -162,6 +163,7 @@ class HomeTerminal:
         if self._link is not None:
             self._link.close()
         self._over = self._held = False
+        self._heard = 0
         self._gone.clear()
         self._link = Link(self._next.pop(0), self._frame, self._lost)
         self._link.start()
@@ -171,7 +173,7 @@ class HomeTerminal:
         self._allowance.open(self._sink.pending)
         self._winsize, self._modes = get_winsize(self._tty), get_modes(self._tty)
         self._send(Kind.WINSIZE, self._winsize)
-        self._send(Kind.TERMIOS, self._modes.pack())
+        self._send_modes()
         self.check_foreground()
         self._let_input()
         if self._timer is None:
@@ -273,7 +275,10 @@ class HomeTerminal:
             now = get_modes(self._tty)
             if now != self._modes and self._late_modes is None:
                 self._modes = now
-                self._send(Kind.TERMIOS, now.pack())
+                self._send_modes()
+
+    def _send_modes(self) -> None:
+        self._send(Kind.TERMIOS, self._modes.pack() + number(self._heard))
 
     def _compare_winsize(self) -> None:
         with self._unless_hung_up():
@@ -323,6 +328,7 @@ class HomeTerminal:
                 else:
                     self._source.grant(frame.number)
         elif frame.kind is Kind.TERMIOS:
+            self._heard += 1
             self._guest_set(Modes.unpack(frame.payload))
         elif frame.kind is Kind.FLUSH:
             if not self.hung_up and self.check_foreground():

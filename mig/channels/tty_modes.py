@@ -8,7 +8,7 @@ import struct
 import termios
 from dataclasses import dataclass, replace
 
-from mig.channels.frames import FrameError
+from mig.channels.frames import Frame, FrameError, Kind
 from mig.channels.relay import reopen
 
 TCGETS, TCSETS, TCFLSH = 0x5401, 0x5402, 0x540B
@@ -38,6 +38,12 @@ class Modes:
         if len(b) != _WIRE.size:
             raise FrameError(f"{len(b)} bytes of terminal modes")
         return Modes(*_WIRE.unpack(b))
+
+    @staticmethod
+    def unpack_heard(b: bytes) -> tuple[Modes, int | None]:
+        """From home: modes, and how many of the guest's changes home had heard of when it sent them (None: it does not say)."""
+        modes, heard = b[: _WIRE.size], b[_WIRE.size :]
+        return Modes.unpack(modes), Frame(Kind.TERMIOS, heard).number if heard else None
 
     def pack(self) -> bytes:
         """For the wire."""

@@ -10,9 +10,12 @@ import struct
 import subprocess
 import sys
 import termios
+import time
+from dataclasses import replace
 
 from mig.channels.cell_terminal import CellTerminal
-from mig.channels.home_terminal import HomeTerminal
+from mig.channels.home_terminal import POLL, HomeTerminal
+from mig.channels.tty_modes import get_modes, set_modes
 from tests.kernel.channels_lab import connection, in_loop, until
 
 # The process that stands at home for the guest (argument: who has the terminal first); a line "f" or "b" gives and takes the terminal,
@@ -222,6 +225,24 @@ async def test_a_password_is_not_echoed_and_typeahead_before_the_prompt_is_flush
         await stage.see(b"xyzzy\r\n")
         assert await stage.end() == 0
         assert home_lflag(stage) & termios.ECHO
+
+
+@in_loop
+async def test_modes_set_on_both_sides_at_once_end_as_the_guest_s() -> None:
+    """An editor goes back to raw mode on SIGCONT, a moment after the shell has set the terminal for it: what crosses must not part them."""
+    async with Stage("sleep", "100") as stage:
+        await asyncio.sleep(0.1)  # the two know of each other's modes
+        guests = replace(get_modes(stage.slave), lflag=get_modes(stage.slave).lflag & ~termios.ICANON)
+        set_modes(stage.slave, guests, extproc=True)
+        homes = get_modes(stage.home_slave)
+        set_modes(stage.home_slave, replace(homes, cc=homes.cc[: termios.VEOF] + b"\x05" + homes.cc[termios.VEOF + 1 :]), extproc=False)
+        time.sleep(2 * POLL)  # when the loop goes on, each side tells its own before it hears the other's
+        await asyncio.sleep(3 * POLL)
+        assert get_modes(stage.slave) == get_modes(stage.home_slave) == guests
+        # and home is heard again afterwards
+        set_modes(stage.home_slave, homes, extproc=False)
+        await until(lambda: get_modes(stage.slave) == homes)
+        stage.guest.kill()
 
 
 @in_loop
