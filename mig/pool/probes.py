@@ -145,7 +145,7 @@ class Probes:
             for node in self._round:
                 if self.table.knows(node) and self.table.states[node] <= 1:
                     return node
-            self._round = self._permuted(self.table.up())
+            self._round = self._permuted(self.table.up_as_it_is())
         return None
 
     def _permuted(self, nodes: list[int]) -> Iterator[int]:

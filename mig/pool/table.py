@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
+from bisect import bisect_left, insort
 
 from mig.model import NodeInfo
 from mig.pool.message import ACCEPTING, ALIVE, NAMES, SUSPECT, UNUSED_SHIFT, UNUSED_STEPS, Load, Sample
@@ -30,6 +31,7 @@ class Table:
         self.gone: dict[int, float] = {}
         """Dead and left nodes, and since when."""
         self._up: list[int] | None = None
+        self._lent = False  # somebody goes on reading the list
 
     def grow(self, node: int) -> None:
         """Make room for this id."""
@@ -46,10 +48,26 @@ class Table:
         return node < len(self.records) and self.records[node] is not None
 
     def up(self) -> list[int]:
-        """Nodes that are alive or suspect."""
+        """Nodes that are alive or suspect, by id.  Not to be changed, nor kept: it changes with them; see :meth:`up_as_it_is`."""
         if self._up is None:
-            self._up = [i for i in self.ids if self.states[i] <= SUSPECT]
+            self._up, self._lent = sorted(i for i in self.ids if self.states[i] <= SUSPECT), False
         return self._up
+
+    def up_as_it_is(self) -> list[int]:
+        """The same, of this moment; costs a copy only when one of them changes."""
+        up, self._lent = self.up(), True
+        return up
+
+    def _up_changes(self, node: int, up: bool) -> None:
+        # one at a time, as half of a large pool may die at once
+        if self._up is None or not self.knows(node):
+            return
+        if self._lent:
+            self._up, self._lent = self._up[:], False
+        if up:
+            insort(self._up, node)
+        else:
+            del self._up[bisect_left(self._up, node)]
 
     def size(self) -> int:
         """Nodes in the pool, ourselves included."""
@@ -66,18 +84,19 @@ class Table:
         """A new or newer record."""
         self.grow(r.id)
         old = self.records[r.id]
-        if old is None:
-            self.ids.append(r.id)
-            self._up = None
         if old is None or old.boot != r.boot or (old.addr, old.port) != (r.addr, r.port):
             self.samples[r.id] = None  # another life numbers its loads anew
         self.records[r.id] = r
+        if old is None:
+            self.ids.append(r.id)
+            if self.states[r.id] <= SUSPECT:
+                self._up_changes(r.id, True)
         self.incarnations[r.id] = max(self.incarnations[r.id], r.incarnation)
 
     def set_state(self, node: int, state: int) -> None:
         """Its state from now on."""
         if (self.states[node] <= SUSPECT) != (state <= SUSPECT):
-            self._up = None
+            self._up_changes(node, state <= SUSPECT)
         self.states[node] = state
         if state != SUSPECT:
             self.suspects.pop(node, None)
