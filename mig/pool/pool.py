@@ -19,6 +19,7 @@ from mig.pool.outcome import GROUP, Changed, Knock, Outcome, Send
 from mig.pool.probes import Probes
 from mig.pool.table import load_of
 from mig.pool.timing import Timing
+from mig.pool.urgent import Urgent
 
 __all__ = ["GROUP", "Changed", "Knock", "Outcome", "Pool", "Send", "Timing"]
 
@@ -43,6 +44,7 @@ class Pool:
         self.table = self.members.table
         self.loads = Loads(self.table, me.id, me.incarnation // 100 - int(now * 10))
         self.probes = Probes(self.table, timing, rng)
+        self.news = Urgent(timing.gather_s)
         self.me = me
         self._started = self._ticked = self._heard = now
         self._hello_due = self._group_due = self._publish_due = now
@@ -69,7 +71,8 @@ class Pool:
 
     def due(self) -> float:
         """When :meth:`tick` is wanted next."""
-        return min(self._hello_due, self._gossip_due, self._probe_due, self._repair_due, self.probes.due(), self.members.due())
+        own = min(self._hello_due, self._gossip_due, self._probe_due, self._repair_due)
+        return min(own, self.probes.due(), self.members.due(), self.news.due())
 
     # -- inputs -------------------------------------------------------------------------------------------------------------------
 
@@ -79,6 +82,8 @@ class Pool:
         self._look_at_ourselves(now, me)
         for node in self.members.expired(now, out):
             self._at_once(now, [Rumor(node, self.table.incarnations[node], DEAD, self.me.id)], [], out, but=node)
+        if now >= self.news.due():
+            self._pass_on(now, out)
         if now >= self._publish_due:
             self._publish_due = now + self.timing.gossip_s
             self.loads.publish(load_of(me), int(now * 10))
@@ -279,16 +284,19 @@ class Pool:
 
     def _give(self, source: tuple[str, int], wants: list[int], out: Outcome) -> None:
         reply = Message(NEWS)
-        sent = 0
+        sent, room = 0, wire.BUDGET - wire.size(reply)
         for i in wants[: 4 * _WANTED]:
             r = self.members.known_record(i)
             if r is None:
                 continue
-            if wire.size(reply) + wire.record_size(r) > wire.BUDGET:
+            size = wire.record_size(r)
+            if size > room:
                 out.sends.append(Send(source, reply))
                 reply, sent = Message(NEWS), sent + 1
+                room = wire.BUDGET - wire.size(reply)
                 if sent == _BURST:
                     return
+            room -= size
             reply.records.append(r)
         if reply.records:
             out.sends.append(Send(source, reply))
@@ -305,14 +313,20 @@ class Pool:
     # -- sending ------------------------------------------------------------------------------------------------------------------
 
     def _at_once(self, now: float, rumors: list[Rumor], loads: list[Sample], out: Outcome, *, but: int) -> None:
-        if not self.timing.urgent:
-            return
+        if self.timing.urgent:
+            self.news.put(rumors, loads)
+            if now >= self.news.due():
+                self._pass_on(now, out, but)
+
+    def _pass_on(self, now: float, out: Outcome, but: int = -1) -> None:
+        m = Message(NEWS, urgent=True)
+        m.rumors = self.news.rumors(now, wire.rumors_that_fit(m))
+        samples = [s for i in self.news.loads(wire.loads_that_fit(m)) if (s := self.table.samples[i]) is not None]
+        m.loads = self.loads.as_groups(samples, int(now * 10))
         up = self.table.up()
         for node in self.rng.sample(up, min(len(up), _PASS_ON)):
             if node != but:
-                m = Message(NEWS, urgent=True, rumors=rumors[:16])
-                m.loads = self.loads.as_groups(loads[: wire.loads_that_fit(m)], int(now * 10))
-                self._send(node, m, out)
+                self._send(node, dataclasses.replace(m), out)
 
     def _fill(self, m: Message, now: float, *, own_record: bool = False) -> None:
         """Load a message with as much news as has room."""

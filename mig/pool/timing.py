@@ -62,6 +62,9 @@ class Timing:
     # Whether load entries are told at all, and whether death and leave are passed on at once instead of with the next gossip.
     loads: bool = True
     urgent: bool = True
+    # For so long what comes after it is gathered: news that come one by one wait for nothing, a crowd of them shares datagrams.  Longer:
+    # fewer datagrams when a cut network is whole again, later news then.
+    gather_s: float = 0.05
     # memberlist lets the suspicion time grow with the pool: suspect_s x max(1, log10(nodes)).
     grows: bool = False
 

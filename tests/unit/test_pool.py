@@ -134,6 +134,31 @@ def test_urgent_news_need_no_interval() -> None:
     assert all(not seen(w, v, 3).accepting for v in w.nodes if v != 3)
 
 
+def test_what_comes_in_a_crowd_is_gathered_and_nothing_of_it_is_lost() -> None:
+    w = world(200)
+    w.run(3)
+    p, now = w.nodes[1], w.now + w.offsets[1]
+    source = p.table.address(2)
+    for i in range(150):  # more than one datagram holds
+        p.table.made[i + 40] -= 1000  # nobody has heard of them for long
+    sends = []
+    for i in range(150):
+        death = Rumor(i + 40, p.table.incarnations[i + 40], DEAD, 2)
+        sends.append([s.message for s in p.datagram(now, source, Message(NEWS, 2, urgent=True, rumors=[death])).sends])
+    passed = [[m for m in out if m.urgent] for out in sends]
+    assert [len(out) for out in passed] == [3] + [0] * 149  # the first waits for nothing
+    told = {r.id for m in passed[0] for r in m.rumors}
+    rounds = 0
+    while p.news.due() < math.inf:
+        now, rounds = p.news.due(), rounds + 1
+        out = [s.message for s in p.tick(now, p.me).sends if s.message.urgent]
+        assert len(out) == 3
+        told |= {r.id for m in out for r in m.rumors}
+        assert all(wire.size(m) <= wire.BUDGET for m in out)
+    assert told == set(range(40, 190)) and rounds == 2
+    assert now - (w.now + w.offsets[1]) == pytest.approx(2 * LAN.gather_s)
+
+
 def test_leaving_is_told_at_once() -> None:
     w = world(12)
     w.run(3)

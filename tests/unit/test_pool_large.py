@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from omtools.poolsim import scenes
+from omtools.poolsim.world import World
 
 from mig.pool.timing import Timing
 
@@ -12,6 +13,23 @@ def test_a_hundred_nodes_meet_the_goals() -> None:
     f = scenes.Figures(100)
     scenes.calm(f, Timing(), 3, seconds=2, deaths=1)
     _goals(f)
+
+
+def test_a_cut_that_ends_is_no_storm() -> None:
+    """Each half of a hundred comes back to the other at once: fifty news for everybody, and each would be three datagrams."""
+    w = World(100, Timing(), 1)
+    w.acquaint()
+    w.run(3)
+    w.network.side = {i: 1 for i in w.nodes if i % 2}
+    w.run(23)
+    w.network.side = {}
+    most = 0
+    for _ in range(30):
+        before = w.datagrams
+        w.run(w.now + 0.5)
+        most = max(most, w.datagrams - before)
+    assert most / 100 < 60  # 185 when each is passed on by itself; 6 at rest
+    assert all(len(p.table.up()) == 99 for p in w.nodes.values())
 
 
 @pytest.mark.long
