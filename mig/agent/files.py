@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 START = 30.0
 """Seconds for the server to say its port: it imports Python modules on a machine that may be busy, which is why its process is to leave."""
+ANSWER = 10.0
+"""Seconds that a question may take."""
 
 
 class FileServer:
@@ -24,6 +26,7 @@ class FileServer:
     def __init__(self, proc: spawn.Process, control: socket.socket, addr: str, port: int) -> None:
         self.proc, self.control, self.addr, self.port = proc, control, addr, port
         self._lock = asyncio.Lock()
+        self._exchange: asyncio.Task[dict[str, Any]] | None = None
 
     @classmethod
     async def start(cls, addr: str, token: bytes, groups: dict[int, list[int]], guest: Guest) -> FileServer:
@@ -52,10 +55,22 @@ class FileServer:
         return server
 
     async def ask(self, op: str, **args: Any) -> dict[str, Any]:
-        """One question, one answer."""
+        """One question, one answer.  Raises ``TimeoutError``, ``OSError``, ``EOFError``.
+
+        Whoever gives up waiting takes only himself away: the answer is read all the same, or the next question would get it.
+        """
         async with self._lock:
-            await wire.asend(self.control, op=op, **args)
-            return await asyncio.wait_for(wire.arecv(self.control), 10)
+            if self._exchange is not None and not self._exchange.done():
+                await asyncio.wait({self._exchange}, timeout=ANSWER)
+                if not self._exchange.done():
+                    raise TimeoutError("the guest's file server does not answer")
+            self._exchange = asyncio.create_task(self._question(op, args))
+            self._exchange.add_done_callback(lambda t: t.cancelled() or t.exception())
+            return await asyncio.wait_for(asyncio.shield(self._exchange), ANSWER)
+
+    async def _question(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
+        await wire.asend(self.control, op=op, **args)
+        return await wire.arecv(self.control)
 
     async def unlock(self) -> None:
         """Let go of all locks that the guest holds: its next copy takes them anew."""
@@ -71,6 +86,8 @@ class FileServer:
 
     async def stop(self) -> None:
         """End it; idempotent."""
+        if self._exchange is not None:
+            self._exchange.cancel()
         self.control.close()
         self.proc.terminate()
         if self.proc.returncode is None:  # it had not ended by itself, which it does without its control socket
