@@ -19,7 +19,8 @@ FIGURES, PAGE = ROOT / "docs" / "gossip.json", ROOT / "docs" / "gossip.md"
 PRESETS = {"ours": Timing, "memberlist": memberlist}
 CALM_S = 20.0
 """Virtual seconds at rest: ages and bytes are steady then."""
-SCENES = ("calm", "loss1", "loss10", "loss30", "partition", "stalls")
+SCENES = ("calm", "loss1", "loss10", "loss30", "partition", "hundredth", "stalls")
+"""``hundredth``: a hundredth of the nodes is cut off, which costs a large pool's simulation a fraction of cutting it into halves."""
 
 
 def simulate(nodes: int, preset: str, scene: str, seed: int, seconds: float) -> dict[str, Any]:
@@ -34,8 +35,8 @@ def simulate(nodes: int, preset: str, scene: str, seed: int, seconds: float) -> 
         scenes.calm(f, timing, seed, seconds=seconds, deaths=3 if nodes < 1000 else 1)
     elif scene.startswith("loss"):
         scenes.lossy(f, timing, seed, int(scene[4:]) / 100, seconds=seconds)
-    elif scene == "partition":
-        scenes.partitioned(f, timing, seed, seconds=seconds)
+    elif scene in ("partition", "hundredth"):
+        scenes.partitioned(f, timing, seed, seconds=seconds, every=2 if scene == "partition" else 100)
     else:
         scenes.stalls(f, timing, seed, seconds=seconds)
     row: dict[str, Any] = {"nodes": nodes, "preset": preset, "scene": scene, "seed": seed, "seconds": seconds}
@@ -45,7 +46,7 @@ def simulate(nodes: int, preset: str, scene: str, seed: int, seconds: float) -> 
         row |= {"age_mean": sum(a) / len(a), "age_p95": a[int(len(a) * 0.95)], "age_max": a[-1]}
     else:
         row["false"] = next(iter(f.false_deaths.values()))
-    if scene == "partition":
+    if scene in ("partition", "hundredth"):
         row["healed"] = f.healed
     row["cpu_s"] = time.process_time() - began
     return {k: rounded(v) for k, v in row.items()}

@@ -58,9 +58,9 @@ def page(rows: list[Row]) -> str:
     if not done:
         out.append(goals)
     out += ["", "### False deaths", "", "Nodes that lived and were declared dead by anybody, and in how many tables of how many nodes.", ""]
-    names = {"loss1": "1 % loss", "loss10": "10 % loss", "loss30": "30 % loss", "partition": "partition", "stalls": "5 % stalled 10 s"}
-    out.append(row("nodes", "", *names.values(), "partition healed after", "seconds each", "seeds"))
-    out.append("|" + "---|" * (len(names) + 5))
+    names = {"loss1": "1 % loss", "loss10": "10 % loss", "loss30": "30 % loss", "partition": "two halves", "hundredth": "a hundredth cut off", "stalls": "5 % stalled 10 s"}
+    out.append(row("nodes", "", *names.values(), "halves whole after", "hundredth", "seconds each", "seeds"))
+    out.append("|" + "---|" * (len(names) + 6))
     bad = [r for r in rows if r["scene"] != "calm"]
     for nodes, preset in groups(bad):
         rs = [r for r in bad if (r["nodes"], r["preset"]) == (nodes, preset)]
@@ -68,9 +68,9 @@ def page(rows: list[Row]) -> str:
         for scene in names:
             false = [r["false"] for r in rs if r["scene"] == scene]
             cells.append(f"{max(a for a, _ in false)} ({max(b for _, b in false):,})" if false else "not run")
-        healed = _s(r["healed"] for r in rs if r["scene"] == "partition")
+        healed = [_s(r["healed"] for r in rs if r["scene"] == scene) for scene in ("partition", "hundredth")]
         seconds = ", ".join(sorted({f"{r['seconds']:.0f}" for r in rs}))
-        out.append(row(f"{nodes:,}", preset, *cells, healed, seconds, ", ".join(str(s) for s in sorted({r["seed"] for r in rs}))))
+        out.append(row(f"{nodes:,}", preset, *cells, *healed, seconds, ", ".join(str(s) for s in sorted({r["seed"] for r in rs}))))
     return "\n".join(out) + "\n" + _TAIL
 
 

@@ -108,13 +108,14 @@ def lossy(f: Figures, timing: Timing, seed: int, loss: float, *, seconds: float 
     _count(f, f"{loss:.0%} loss", watch)
 
 
-def partitioned(f: Figures, timing: Timing, seed: int, *, seconds: float = 60.0) -> None:
-    """Two halves for a minute; what counts is who is held for dead on his own side, or after it, and when all see all again."""
+def partitioned(f: Figures, timing: Timing, seed: int, *, seconds: float = 60.0, every: int = 2) -> None:
+    """Two halves for a minute, or each ``every``-th node without the others; what counts is who is held for dead on his own side, or after
+    it, and when all see all again."""
     w = World(f.nodes, timing, seed)
     w.acquaint()
     watch = Watch(w)
     w.run(5)
-    side = {i: 1 for i in w.nodes if i % 2}
+    side = {i: 1 for i in w.nodes if i % every == 1}
     watch.excused = lambda viewer, node: side.get(viewer) != side.get(node)
     w.network.side = side
     w.run(5 + seconds)
