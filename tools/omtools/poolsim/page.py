@@ -58,7 +58,14 @@ def page(rows: list[Row]) -> str:
     if not done:
         out.append(goals)
     out += ["", "### False deaths", "", "Nodes that lived and were declared dead by anybody, and in how many tables of how many nodes.", ""]
-    names = {"loss1": "1 % loss", "loss10": "10 % loss", "loss30": "30 % loss", "partition": "two halves", "hundredth": "a hundredth cut off", "stalls": "5 % stalled 10 s"}
+    names = {
+        "loss1": "1 % loss",
+        "loss10": "10 % loss",
+        "loss30": "30 % loss",
+        "partition": "two halves",
+        "hundredth": "a hundredth cut off",
+        "stalls": "5 % stalled 10 s",
+    }
     out.append(row("nodes", "", *names.values(), "halves whole after", "hundredth", "seconds each", "seeds"))
     out.append("|" + "---|" * (len(names) + 6))
     bad = [r for r in rows if r["scene"] != "calm"]
