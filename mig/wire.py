@@ -114,10 +114,13 @@ async def arecv(s: socket.socket) -> Message:
     return unpack(await arecv_exact(s, n))
 
 
-_TCP_RTO_MAX_MS = 44
+_TCP_RTO_MAX_MS, _TCP_RTO_MIN_US, _TCP_DELACK_MAX_US = 44, 45, 46
 RTO_MAX_MS = 2000
 """Milliseconds between two tries at the most.  TCP doubles them up to two minutes: after a cut of a minute the first word of a guest to its
 home would come up to a minute late, and whoever waits for the answer gives up."""
+RTO_MIN_US, DELACK_MAX_US = 20_000, 4_000
+"""Microseconds until what may be lost is sent again at the least, and until a receiver acknowledges at the most: TCP's are 200 ms for both.
+A move is a few dozen short messages each way, one waiting for the other: each that is lost would prolong the pause by 200 ms."""
 
 
 def tune(s: socket.socket, dead_after: int = 300) -> None:
@@ -133,5 +136,6 @@ def tune(s: socket.socket, dead_after: int = 300) -> None:
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, dead_after // 4))
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, dead_after // 8))
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead_after * 1000)
-    with contextlib.suppress(OSError):  # since Linux 6.15
-        s.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RTO_MAX_MS)
+    for option, value in ((_TCP_RTO_MAX_MS, RTO_MAX_MS), (_TCP_RTO_MIN_US, RTO_MIN_US), (_TCP_DELACK_MAX_US, DELACK_MAX_US)):
+        with contextlib.suppress(OSError):  # since Linux 6.15
+            s.setsockopt(socket.IPPROTO_TCP, option, value)

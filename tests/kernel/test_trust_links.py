@@ -256,6 +256,15 @@ def test_after_a_cut_the_next_try_comes_within_seconds() -> None:
         assert s.getsockopt(socket.IPPROTO_TCP, 44) == wire.RTO_MAX_MS
 
 
+def test_what_is_lost_is_sent_again_soon() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as s:
+        assert s.getsockopt(socket.IPPROTO_TCP, 45) == s.getsockopt(socket.IPPROTO_TCP, 46) == 200_000
+        wire.tune(s)
+        tick = 10_000  # the kernel rounds up to its own
+        assert wire.RTO_MIN_US <= s.getsockopt(socket.IPPROTO_TCP, 45) < wire.RTO_MIN_US + tick
+        assert wire.DELACK_MAX_US <= s.getsockopt(socket.IPPROTO_TCP, 46) < wire.DELACK_MAX_US + tick
+
+
 def test_a_relay_that_was_killed_is_replaced(listener: socket.socket) -> None:
     async def main() -> None:
         a, b = await pair(listener)
