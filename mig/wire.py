@@ -118,7 +118,7 @@ _TCP_RTO_MAX_MS, _TCP_RTO_MIN_US, _TCP_DELACK_MAX_US = 44, 45, 46
 RTO_MAX_MS = 2000
 """Milliseconds between two tries at the most.  TCP doubles them up to two minutes: after a cut of a minute the first word of a guest to its
 home would come up to a minute late, and whoever waits for the answer gives up."""
-RTO_MIN_US, DELACK_MAX_US = 20_000, 4_000
+RTO_MIN_US, DELACK_MAX_US = 20_000, 10_000
 """Microseconds until what may be lost is sent again at the least, and until a receiver acknowledges at the most: TCP's are 200 ms for both.
 A move is a few dozen short messages each way, one waiting for the other: each that is lost would prolong the pause by 200 ms."""
 
