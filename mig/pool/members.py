@@ -3,7 +3,8 @@
 SWIM's order of claims: a greater incarnation wins; in the same one ``left`` and ``dead`` beat ``suspect`` beats ``alive``.  Only a node
 itself makes a new incarnation of itself, to refute a claim or because its record changed.  Beyond SWIM, evidence counts: a load entry that
 was made after the suspicion began, or any datagram of the node itself, clears it here, and a claim of death is not believed by whoever
-has fresher news.
+has fresher news.  A load entry that was made after the death takes it back: so a node that was cut off finds all others alive as soon as
+one of them tells of them, and none of them has to refute.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from mig.pool.table import Table
 from mig.pool.timing import Timing
 from mig.pool.wanted import Wanted
 
+_AFTER_DEATH = 1.0
+"""Seconds by which an entry must be younger than the death of its node: as much as ages may be wrong, and more."""
 _RECORD = operator.attrgetter(*(name for name, _ in wire.RECORD if name not in ("incarnation", "state")))
 
 
@@ -192,7 +195,7 @@ class Members:
                 return False
             if t.samples[r.id] is not None and now * 10 - t.made[r.id] < 10 * (self.timing.suspect_s + self.timing.probe_s):
                 return False
-            if s is None and self._was_cut_off(now, r.by):
+            if s is None and (self._was_cut_off(now, r.by) or self._is_back(now, r.id)):
                 return False
         t.incarnations[r.id] = r.incarnation
         self._gone(now, r.id, DEAD, out)
@@ -200,8 +203,11 @@ class Members:
 
     def _was_cut_off(self, now: float, node: int) -> bool:
         """Whether we hold it for dead, or did so a moment ago: it could not hear us either, and has buried all on our side."""
-        held = self.table.knows(node) and self.table.states[node] == DEAD
-        return held or now - self._returned.get(node, -math.inf) < self.timing.returned_s
+        return (self.table.knows(node) and self.table.states[node] == DEAD) or self._is_back(now, node)
+
+    def _is_back(self, now: float, node: int) -> bool:
+        """Whether it was dead for us a moment ago, and still is for others."""
+        return now - self._returned.get(node, -math.inf) < self.timing.returned_s
 
     # -- what we see ourselves ----------------------------------------------------------------------------------------------------
 
@@ -261,13 +267,20 @@ class Members:
     def signs_of_life(self, now: float, fresh: list[Sample], sender: int, out: Outcome) -> None:
         """Samples that were news, and the datagram itself."""
         t = self.table
-        if not self.timing.evidence or not t.suspects:
+        if not self.timing.evidence:
             return
-        for node in [e.id for e in fresh if e.id in t.suspects]:
-            if t.made[node] > t.suspects[node].since * 10 + 1:
-                self._set(now, node, ALIVE, out)
-        if sender in t.suspects:
-            self._set(now, sender, ALIVE, out)
+        if t.suspects:
+            for node in [e.id for e in fresh if e.id in t.suspects]:
+                if t.made[node] > t.suspects[node].since * 10 + 1:
+                    self._set(now, node, ALIVE, out)
+            if sender in t.suspects:
+                self._set(now, sender, ALIVE, out)
+        if t.gone:
+            for node in [e.id for e in fresh if e.id in t.gone and t.states[e.id] == DEAD]:
+                if t.made[node] > (t.gone[node] + _AFTER_DEATH) * 10:
+                    self._returned[node] = now
+                    self._reviving.discard(node)
+                    self._set(now, node, ALIVE, out)
 
     def shift(self, tenths: int) -> None:
         """We were away for so long: nobody is older or more suspect for it, and what we asked before says nothing."""

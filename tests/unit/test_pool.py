@@ -24,6 +24,7 @@ from mig.pool.message import (
     ASK,
     DEAD,
     HELLO,
+    LEFT,
     NEWS,
     PING,
     STALLED,
@@ -34,7 +35,7 @@ from mig.pool.message import (
     Rumor,
     Sample,
 )
-from mig.pool.outcome import Outcome
+from mig.pool.outcome import Changed, Outcome
 from mig.pool.suspicion import duration
 from mig.pool.table import load_of
 from mig.pool.timing import Timing, memberlist
@@ -206,7 +207,39 @@ def test_a_restarted_node_is_rebooted_for_all() -> None:
     w.add(2, seeds=[1])
     w.run(25)
     assert everybody_sees(w, 2, "alive")
-    assert sorted(v for v, rebooted, before, _ in changes if rebooted and before == "dead") == [1, 3, 4, 5, 6, 7, 8]
+    assert sorted(v for v, rebooted, _, state in changes if rebooted and state == "alive") == [1, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_sample_that_was_made_after_a_death_takes_it_back() -> None:
+    w = world(8)
+    w.run(5)
+    w.kill(2)
+    w.kill(3)
+    w.run(20)
+    p, now = w.nodes[1], w.now + w.offsets[1]
+    assert states(w, 1)[2] == states(w, 1)[3] == "dead"
+    number, since = p.table.samples[2].number, p.table.gone[2]  # type: ignore[union-attr]
+    changes: list[Changed] = []
+
+    def tell(node: int, number: int, made: float) -> str:
+        m = Message(NEWS, 4, loads=[(round((now - made) * 10), [Sample(node, number, Load())])])
+        changes.extend(p.datagram(now, p.table.address(4), m).changes)
+        return states(w, 1)[node]
+
+    assert tell(2, number + 1, since + 0.5) == "dead"  # ages are not exact
+    assert tell(2, number + 1, since + 5) == "dead"  # no news: it was told already
+    assert tell(2, number + 2, since + 2) == "alive"
+    assert [(c.node.id, c.before, c.rebooted) for c in changes] == [(2, "dead", False)]
+    # for others it is still dead, who tell so
+    death = Rumor(2, p.table.incarnations[2], DEAD, 4)
+    p.table.made[2] -= 200
+    p.datagram(now, p.table.address(4), Message(NEWS, 4, rumors=[death]))
+    assert states(w, 1)[2] == "alive"
+    p.datagram(now + LAN.returned_s, p.table.address(4), Message(NEWS, 4, rumors=[death]))
+    assert states(w, 1)[2] == "dead"
+    p.table.set_state(3, LEFT)
+    p.table.gone[3] = since
+    assert tell(3, p.table.samples[3].number + 1, now) == "left"  # type: ignore[union-attr]
 
 
 def test_a_stalled_node_is_suspect_and_never_dead() -> None:

@@ -32,6 +32,20 @@ def test_a_cut_that_ends_is_no_storm() -> None:
     assert all(len(p.table.up()) == 99 for p in w.nodes.values())
 
 
+def test_a_node_that_was_cut_off_alone_sees_all_others_soon_and_few_refute() -> None:
+    w = World(100, Timing(), 1)
+    w.acquaint()
+    w.run(3)
+    w.network.side = {1: 1}
+    w.run(40)
+    assert not w.nodes[1].table.up()
+    w.network.side = {}
+    before = {i: p.members.incarnation for i, p in w.nodes.items()}
+    w.run(w.now + 3)
+    assert all(len(p.table.up()) == 99 for p in w.nodes.values())
+    assert sum(p.members.incarnation != before[i] for i, p in w.nodes.items()) < 10
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_thousand_nodes_meet_the_goals() -> None:
