@@ -53,6 +53,9 @@ class Discovery:
         self.multicast_heard = 0
         self._said: dict[str, float] = {}
         self._knocking: set[asyncio.Task[None]] = set()
+        self._ended: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._turn_at = 0.0
 
     @property
     def interfaces(self) -> list[str]:
@@ -69,25 +72,28 @@ class Discovery:
 
     async def run(self) -> None:
         """Gossip until cancelled."""
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-        timer: asyncio.TimerHandle | None = None
-
-        def turn() -> None:  # several times a second for ever: a callback costs half of what waking a task does
-            nonlocal timer
-            try:
-                self._apply(self.members.tick(clock(), self._me()))
-            except Exception as e:
-                ended.set_exception(e)
-                return
-            timer = loop.call_later(max(_SHORTEST, self.members.due() - clock()), turn)
-
-        turn()
+        self._ended = asyncio.get_running_loop().create_future()
+        self._turn()
         try:
-            await ended
+            await self._ended
         finally:
-            if timer is not None:
-                timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _turn(self) -> None:  # several times a second for ever: a callback costs half of what waking a task does
+        try:
+            self._apply(self.members.tick(clock(), self._me()))
+        except Exception as e:
+            self._timer = None
+            if self._ended is not None and not self._ended.done():
+                self._ended.set_exception(e)
+            return
+        self._arm(self.members.due())
+
+    def _arm(self, due: float) -> None:
+        self._turn_at = due
+        self._timer = asyncio.get_running_loop().call_later(max(_SHORTEST, due - clock()), self._turn)
 
     def urgent(self) -> None:
         """Tell everybody now."""
@@ -123,6 +129,9 @@ class Discovery:
         if self.members.clash:
             self.say(f"node {self.members.clash} uses our id {me.id}: give one of the two another id in its configuration")
         self._apply(outcome)
+        if self._timer is not None and (due := self.members.news.due()) < self._turn_at:
+            self._timer.cancel()
+            self._arm(due)
 
     def _refuse(self, source: tuple[Any, ...], why: str) -> None:
         self.rejected += 1

@@ -7,6 +7,7 @@ kernel keeps what arrives and answers knocks; a dead one is gone.  Everything fo
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from mig.pool.pool import GROUP, Changed, Outcome, Pool, Timing
 OVERHEAD = 28 + 42 + 23
 """Bytes of each datagram beside the message: IP and UDP headers, the seal, sender with incarnation and counter."""
 _TICK, _ARRIVES, _KNOCKED, _CALL = range(4)
+_ONCE = "once"
+"""A tick beside the others, for news that were gathered."""
 _KEPT = 700
 """Datagrams that the kernel keeps for a stalled node: 1 MiB."""
 _EPOCH = 1_700_000_000_000
@@ -57,6 +60,8 @@ class World:
         self.heard: dict[int, int] = {}
         self.datagrams = 0
         self.watch: Callable[[int, Changed], None] = lambda viewer, change: None
+        self._gathering: dict[int, float] = {}
+        """When a node passes on what it gathers."""
         self._events: list[tuple[float, int, int, int, Any, Any]] = []
         self._order = 0
         for i in range(1, count + 1):
@@ -152,9 +157,14 @@ class World:
                 born[pool.loads.mine.number] = self.now
                 if len(born) > _BORN:
                     del born[next(iter(born))]
-            self._push(max(self.now + 0.001, pool.due() - self.offsets[i]), _TICK, i, pool, None)
+            if b != _ONCE:
+                self._push(max(self.now + 0.001, pool.due() - self.offsets[i]), _TICK, i, pool, None)
         elif kind == _ARRIVES:
             out = pool.datagram(now, a, b[0], group=b[1])
+            if (due := pool.news.due()) != self._gathering.get(i, math.inf):
+                self._gathering[i] = due
+                if due < math.inf:
+                    self._push(due - self.offsets[i], _TICK, i, pool, _ONCE)
         else:
             out = pool.knocked(now, a, b)
         if out.sends or out.changes or out.knocks:
