@@ -100,6 +100,9 @@ class Pool:
         if now - self._heard > self.timing.suspect_s and self.timing.evidence:
             self._heard = now
             self.members.alone(now, out)
+            # on our side of a cut there may be a few others, whom we seldom meet among those that are gone: whoever answers is cleared
+            for node in self.table.up():
+                self._send(node, Message(PING), out)
         if now >= self._repair_due:
             self._repair_due = now + self.timing.repair_s * (0.75 + self.rng.random() / 2)
             self._repair(out)

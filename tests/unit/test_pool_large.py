@@ -46,6 +46,14 @@ def test_a_node_that_was_cut_off_alone_sees_all_others_soon_and_few_refute() -> 
     assert sum(p.members.incarnation != before[i] for i, p in w.nodes.items()) < 10
 
 
+def test_a_few_that_are_cut_off_together_do_not_hold_each_other_for_dead() -> None:
+    """Six of 300: each hears its own side so seldom that it may take itself for alone."""
+    f = scenes.Figures(300)
+    scenes.partitioned(f, Timing(), 1, seconds=20, every=50)
+    assert set(f.false_deaths.values()) == {(0, 0)}
+    assert f.healed <= 5
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_thousand_nodes_meet_the_goals() -> None:
