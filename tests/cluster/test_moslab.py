@@ -368,13 +368,14 @@ def test_signals_are_passed_on(bare_lab: Any) -> None:
 
 def test_a_caller_that_dies_is_a_hangup(bare_lab: Any) -> None:
     p = subprocess.Popen(
-        [MOSLAB, "--lab", bare_lab.name, "run", "n1", "--", "bash", "-c", "echo $$; sleep 1000"], stdout=subprocess.PIPE, text=True
+        [MOSLAB, "--lab", bare_lab.name, "run", "n1", "--", "bash", "-c", "echo $$; exec sleep 1000"], stdout=subprocess.PIPE, text=True
     )
     assert p.stdout is not None
     pid = int(p.stdout.readline())
-    assert bare_lab.alive("n1", pid)
+    # bash notes a hangup and obeys it later, which a moment before its exec is never
+    bare_lab.wait_for(lambda: bare_lab.path("n1", f"/proc/{pid}/comm").read_text() == "sleep\n")
     p.kill()
-    p.communicate()
+    p.communicate(timeout=20)
     bare_lab.wait_for(lambda: not bare_lab.alive("n1", pid))
 
 
