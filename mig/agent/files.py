@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -86,8 +87,10 @@ class FileServer:
 
     async def stop(self) -> None:
         """End it; idempotent."""
-        if self._exchange is not None:
-            self._exchange.cancel()
+        with contextlib.suppress(OSError):  # it has ended already
+            self.control.shutdown(socket.SHUT_RDWR)
+        if self._exchange is not None and not self._exchange.done():
+            await asyncio.wait({self._exchange}, timeout=1)  # whoever waits for an answer hears of the end
         self.control.close()
         self.proc.terminate()
         if self.proc.returncode is None:  # it had not ended by itself, which it does without its control socket

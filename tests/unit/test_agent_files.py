@@ -64,3 +64,19 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_the_next_one_s(how: str
             await server.stop()
 
     asyncio.run(talk())
+
+
+def test_who_waits_for_an_answer_hears_of_the_end() -> None:
+    async def talk() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        with theirs:
+            server = FileServer(subprocess.Popen(["true"]), ours, "127.0.0.1", 0)
+            asked = asyncio.create_task(server.ask("first"))
+            assert (await wire.arecv(theirs))["op"] == "first"
+            await server.stop()
+            with pytest.raises(EOFError):
+                await asked
+
+    asyncio.run(talk())

@@ -18,10 +18,9 @@ that was made later, any datagram of its own, or its refutation clears it. Whoev
 connection: if so it is stalled (its CPU is taken, our normal case), stays suspect and has 45 s. Otherwise it is *dead* after 4 s, 8 s if
 nobody else noticed, to those who asked it in vain themselves and went on asking; who has only heard of it waits for their word. A sample
 that was made a second after the death or later takes it back: a node that was cut off hears of all others from any of them. Who has heard
-nobody for 4 s suspects all, and asks each of them once. Block,
-login, leave and death are passed on at once, in a crowd of such news all that came within 50 ms together (each by itself, half of 200
-nodes that come back were 405 datagrams a node in half a second, now 56; 6 at rest); every 10 s each node compares digests with another, so
-that what was lost is found.
+nobody for 4 s suspects all, and asks each of them once. Block, login, leave and death are passed on at once, in a crowd of such news all
+that came within 50 ms together (each by itself, half of 200 nodes that come back were 405 datagrams a node in half a second, now 65; 6 at
+rest); every 10 s each node compares digests with another, so that what was lost is found.
 
 ## Figures
 
