@@ -54,6 +54,13 @@ async def two_cells(it: Lab, home: dict[str, object], **changed: object) -> Remo
     return second
 
 
+def reads(cell: Remote) -> bool:
+    """It waits in read(2)."""
+    pid = procfs.host_pid(cell.guest_cgroup.procs(), cell.pid)
+    call = procfs.syscall(pid, pid)
+    return call is not None and call.nr == 0 and procfs.state(pid) == "S"
+
+
 def exits_with(cell: Remote, status: int) -> None:
     os.write(cell.orders, f"exit {status}\n".encode())
     assert os.waitstatus_to_exitcode(cell.event("exited")["status"]) == status
@@ -236,6 +243,7 @@ def test_a_group_that_is_the_whole_session_can_lose_the_terminal_too(within: Cal
         home = it.home.ask("ids")
         assert home["pgid"] == home["sid"] == home["tpgid"] == home["ppid"]
         cell = await it.leave_home()
+        until(lambda: reads(cell), "the guest reads")  # who begins to read in the background, in a session without parents, gets EIO
         cell.tell("foreground", on=False)
         cell.tell("foreground", on=True)
         assert as_at_home(cell.ask("ids"), home)
