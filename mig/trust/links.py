@@ -5,6 +5,10 @@ TLS with the other node.  So a connection can be read and written in any way, ha
 bare TCP connection can.  Home's files go from /dev/fuse to the wire in the relay itself (:func:`carry_fuse`).  Measured on two cores for
 both ends together: 0.9 GB/s, 80 us more for a question and its answer, 1.4 ms for a connection; those of a move are made before its freeze.
 
+A connection of a guest to its home is *lasting*: its client's relay makes another TCP connection when the first is silent (a long cut,
+or an address that one of the two machines has no longer), and both send again what did not arrive (``lasting.c``).  Whoever accepts
+hears of it as of one that is not for him (:class:`Resumed`).
+
 The certificate's owner is looked up in :mod:`mig.trust.store`.  A certificate that is not known *yet* is waited for: gossip and the
 first connection of a new node may cross.
 """
@@ -24,11 +28,13 @@ from dataclasses import dataclass
 
 from mig import paths, wire
 from mig.trust import store
+from mig.trust.addresses import Addresses
 from mig.trust.store import Peer
 
 _DIGEST, _TEXT = 32, 127
 _HEADER = 1 + _DIGEST + _TEXT
-_CLIENT, _SERVER, _FUSE, _END = b"C", b"S", b"F", b"X"
+_CLIENT, _LASTING, _SERVER, _FUSE, _END, _ADDRESS = b"C", b"L", b"S", b"F", b"X", b"A"
+_PROVED, _RESUMED = 1, 2
 _ORDER = struct.Struct("=Qc7x")
 """An order to the relay: the number of a connection (the inode of our end of it), and what to do."""
 LEARNING = 2.0
@@ -38,6 +44,19 @@ _LOOK = 0.05
 
 class Stranger(wire.WireError):
     """The other end proved a certificate that the pool does not know, or another than that of the node that was meant."""
+
+
+class Resumed(wire.WireError):
+    """The other end went on with a connection that was made before: nothing is left to do."""
+
+
+@dataclass
+class _Lasting:
+    """Where a lasting connection of ours leads."""
+
+    node: int
+    addr: str
+    port: int
 
 
 @dataclass
@@ -52,8 +71,10 @@ class _Relay:
 
 
 _relay: _Relay | None = None
+_lasting: dict[int, _Lasting] = {}
 _lock = threading.Lock()
 _store: store.Store | None = None
+_addresses: Addresses | None = None
 
 
 def known() -> store.Store:
@@ -62,6 +83,14 @@ def known() -> store.Store:
     if _store is None:
         _store = store.Store()
     return _store
+
+
+def addresses() -> Addresses:
+    """The table of addresses."""
+    global _addresses
+    if _addresses is None:
+        _addresses = Addresses()
+    return _addresses
 
 
 def start() -> None:
@@ -155,9 +184,30 @@ def end(number: int) -> None:
             _relay.control.send(_ORDER.pack(number, _END))
 
 
+def follow() -> None:
+    """Tell the relay where the nodes are now to which lasting connections of ours lead; to be called every few seconds."""
+    for number, to in _lasting.items():
+        addr = addresses().of(to.node)
+        if addr and addr != to.addr:
+            to.addr = addr
+            with _lock, contextlib.suppress(OSError):
+                if _relay is not None and _relay.alive():
+                    _relay.control.send(_ORDER.pack(number, _ADDRESS) + _sockaddr(addr, to.port))
+
+
+def _sockaddr(addr: str, port: int) -> bytes:
+    """``struct sockaddr_in`` or ``sockaddr_in6``."""
+    family = _family(addr)
+    if family == socket.AF_INET:
+        return struct.pack("=H", family) + struct.pack(">H", port) + socket.inet_pton(family, addr) + bytes(8)
+    return struct.pack("=H", family) + struct.pack(">HI", port, 0) + socket.inet_pton(family, addr) + bytes(4)
+
+
 def _fingerprint(header: bytes | bytearray) -> str:
-    """The fingerprint that the relay reports; raises :class:`wire.WireError` with its words when there was no handshake."""
-    if header[0] != 1:
+    """The fingerprint that the relay reports.  Raises :class:`Resumed`, and :class:`wire.WireError` when there was no handshake."""
+    if header[0] == _RESUMED:
+        raise Resumed("the connection goes on with an older one")
+    if header[0] != _PROVED:
         text = bytes(header[1 + _DIGEST :]).split(b"\0")[0].decode(errors="replace")
         raise wire.WireError(f"no encrypted connection: {text}")
     return store.fingerprint(bytes(header[1 : 1 + _DIGEST]))
@@ -172,11 +222,13 @@ def _wrong(peer: Peer | None, fp: str, meant: int | None) -> Stranger:
 # -- in the running loop ----------------------------------------------------------------------------------------------------------
 
 
-async def connect(node: int | None, addr: str, port: int, *, timeout: float = wire.PATIENCE, dead_after: int = 300) -> socket.socket:
+async def connect(
+    node: int | None, addr: str, port: int, *, timeout: float = wire.PATIENCE, dead_after: int = 300, lasting: bool = False
+) -> socket.socket:
     """An encrypted connection to a process of node ``node`` (its id; None: of any node of the pool, where a token decides); non-blocking.
 
-    ``dead_after``: seconds after which a silent peer is given up.  Raises ``OSError``, ``TimeoutError``, and :class:`Stranger` when
-    another than that node answers.
+    ``dead_after``: seconds after which a silent peer is given up.  ``lasting``: it outlives its TCP connection.  Raises ``OSError``,
+    ``TimeoutError``, and :class:`Stranger` when another than that node answers.
     """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout):
@@ -188,8 +240,15 @@ async def connect(node: int | None, addr: str, port: int, *, timeout: float = wi
         except BaseException:
             s.close()
             raise
-        plain, _ = await _meet(s, _CLIENT, node)
+        plain, _ = await _meet(s, _LASTING if lasting else _CLIENT, node)
+    if lasting:
+        _note(plain, node, addr, port)
     return plain
+
+
+def _note(plain: socket.socket, node: int | None, addr: str, port: int) -> None:
+    if node is not None:
+        _lasting[_number(plain)] = _Lasting(node, addr, port)
 
 
 async def accept(conn: socket.socket, *, timeout: float = wire.PATIENCE, dead_after: int = 300) -> tuple[socket.socket, Peer]:
@@ -224,7 +283,7 @@ async def _meet(conn: socket.socket, role: bytes, node: int | None) -> tuple[soc
 # -- blocking ---------------------------------------------------------------------------------------------------------------------
 
 
-def dial(node: int | None, addr: str, port: int, *, timeout: float = wire.PATIENCE) -> socket.socket:
+def dial(node: int | None, addr: str, port: int, *, timeout: float = wire.PATIENCE, lasting: bool = False) -> socket.socket:
     """As :func:`connect`, blocking, for helpers and threads; the socket is blocking."""
     s = _tcp(addr)
     try:
@@ -234,7 +293,10 @@ def dial(node: int | None, addr: str, port: int, *, timeout: float = wire.PATIEN
     except BaseException:
         s.close()
         raise
-    return _meet_blocking(s, _CLIENT, node, timeout)[0]
+    plain, _ = _meet_blocking(s, _LASTING if lasting else _CLIENT, node, timeout)
+    if lasting:
+        _note(plain, node, addr, port)
+    return plain
 
 
 def answer(conn: socket.socket, *, timeout: float = wire.PATIENCE, dead_after: int = 300) -> tuple[socket.socket, Peer]:
@@ -267,4 +329,8 @@ def _meet_blocking(conn: socket.socket, role: bytes, node: int | None, timeout: 
 
 
 def _tcp(addr: str) -> socket.socket:
-    return socket.socket(socket.AF_INET6 if ":" in addr else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    return socket.socket(_family(addr), socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+
+
+def _family(addr: str) -> int:
+    return socket.AF_INET6 if ":" in addr else socket.AF_INET

@@ -4,75 +4,46 @@
  *   relay --serve FILE --control N    serve; N is a SOCK_SEQPACKET unix socket
  *
  * Each message on N is an order (struct order), most with two descriptors:
- *   'C', 'S'  speak TLS as client or server.  Descriptors: the TCP connection, and one end of a unix stream socketpair, whose other end the
+ *   'C', 'S'  speak TLS as client or server; 'L' as a client whose connection outlives its TCP connection (lasting.c).  Descriptors: the TCP connection, and one end of a unix stream socketpair, whose other end the
  *             owner uses as if it were the connection.  The first HEADER bytes that arrive there say whose certificate the peer has
  *             proved to own, or what went wrong; the owner decides whether it wants to speak with it.  Ends of stream pass in both
  *             directions.  The number names the connection from now on.
  *   'F'       the connection of that number, on which nothing is on its way, carries FUSE messages from now on: of /dev/fuse (first
  *             descriptor) instead of the socket.  The second, an eventfd, is written when that ends.
  *   'X'       end the connection of that number.
+ *   'A'       the server of that connection has another address, which follows the order.
  * When N is closed the process ends with its last connection, so it outlives an owner that has handed connections on to others; but
  * connections of /dev/fuse end with their owner: nobody else has the mount.
  *
  * It knows no policy and checks no names: certificates only carry keys, and whose they are is known to the owner (mig.trust.store).
  */
-#define _GNU_SOURCE
+#include "relay.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
-#include <openssl/ssl.h>
 #include <openssl/x509.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { BUFFER = 128 << 10, FUSE_BUFFER = (1 << 20) + (64 << 10), FUSE_HEADER = 16, SOCKET_BUFFER = 1 << 20, DIGEST = 32, TEXT = 127, HEADER = 1 + DIGEST + TEXT, ROUNDS = 4, EVENTS = 64,
-	LOOK_MS = 4000, PROBES = 5, RARELY_MS = 60000 };
-#ifndef TCP_RTO_MAX_MS
-#define TCP_RTO_MAX_MS 44
-#endif
+enum { FUSE_HEADER = 16, SOCKET_BUFFER = 1 << 20, ROUNDS = 4, EVENTS = 64, LOOK_MS = 4000, DOUBTFUL_LOOK_MS = 2000, PROBES = 5, RARELY_MS = 60000 };
 
 struct order {
 	uint64_t number;
-	char what;
+	char what, pad[7];
 };
 
-struct buffer {
-	unsigned char *data;
-	size_t from, to, size;
-};
-
-struct conn {
-	uint64_t number;
-	int tcp, plain;           /* plain: a unix socket, or /dev/fuse */
-	int fuse, down;           /* whether it is, and the eventfd that is written at the end */
-	SSL *ssl;
-	int shaken;               /* the handshake is over, well or not */
-	int plain_end, tls_end;   /* nothing more comes from there */
-	int plain_gone;           /* nobody takes what we write there */
-	int broken;               /* nothing more can be written to TLS */
-	int told_tls, told_plain; /* the end has been passed on */
-	int again, dead;
-	int often;                /* milliseconds between two probes before they were made rare; 0: they are not */
-	struct buffer up, back;   /* plain to TLS, TLS to plain */
-	struct conn *next;
-};
-
-static SSL_CTX *context;
-static struct conn *all;
+SSL_CTX *context;
+struct conn *all;
 static int epoll;
 
 static void die(const char *what)
@@ -126,70 +97,105 @@ static void prepare(const char *path)
 	SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
 	SSL_CTX_set_read_ahead(context, 1);
 	SSL_CTX_set_default_read_buffer_len(context, 4 * (SSL3_RT_MAX_PLAIN_LENGTH + 256));
+	lasting_prepare();
 }
 
-static void add(int fd, struct conn *c)
+/* edge-triggered: each wake-up goes on until nothing moves any more */
+static void watch(int how, int fd, struct conn *c)
 {
-	/* edge-triggered: each wake-up goes on until nothing moves any more */
 	struct epoll_event e = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = c};
-	if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &e))
+	if (epoll_ctl(epoll, how, fd, &e))
 		die("epoll_ctl");
 }
 
-static void header(struct conn *c, int ok, const char *text)
+void add(int fd, struct conn *c)
 {
-	unsigned char *h = c->back.data;
-	memset(h, 0, HEADER);
-	h[0] = ok;
-	X509 *cert = ok ? SSL_get0_peer_certificate(c->ssl) : NULL;
+	watch(EPOLL_CTL_ADD, fd, c);
+}
+
+void hand_over(int fd, struct conn *c)
+{
+	watch(EPOLL_CTL_MOD, fd, c);
+}
+
+/* Closing is not enough where another process holds the same description. */
+void forget(int fd)
+{
+	epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
+}
+
+/* Of the handshake: the first that is written to the owner, so there is room. */
+void tell_owner(struct conn *c, int what, const char *text)
+{
+	unsigned char h[HEADER] = {what};
+	X509 *cert = what == PROVED ? SSL_get0_peer_certificate(c->ssl) : NULL;
 	unsigned int n = DIGEST;
 	if (cert)
 		X509_digest(cert, EVP_sha256(), h + 1, &n);
 	snprintf((char *)h + 1 + DIGEST, TEXT, "%s", text);
-	c->back.to = HEADER;
-	c->shaken = 1;
+	if (send(c->plain, h, sizeof h, MSG_NOSIGNAL) != sizeof h)
+		c->plain_gone = 1;
 }
 
 static int shake(struct conn *c)
 {
 	char text[TEXT];
 	int r = SSL_do_handshake(c->ssl), why = SSL_get_error(c->ssl, r);
+	if (r != 1 && (why == SSL_ERROR_WANT_READ || why == SSL_ERROR_WANT_WRITE))
+		return 0;
+	c->shaken = 1;
 	if (r == 1) {
-		header(c, 1, SSL_get_cipher(c->ssl));
+		if (!lasting_met(c))
+			tell_owner(c, PROVED, SSL_get_cipher(c->ssl));
 		return 1;
 	}
-	if (why == SSL_ERROR_WANT_READ || why == SSL_ERROR_WANT_WRITE)
-		return 0;
 	int saved = errno;
 	unsigned long e = ERR_get_error();
 	const char *reason = e ? ERR_reason_error_string(e) : NULL;
 	snprintf(text, sizeof text, "%s", reason ? reason : saved ? strerror(saved) : "the peer closed the connection");
-	header(c, 0, text);
+	tell_owner(c, FAILED, text);
+	free(c->lasting);
+	c->lasting = NULL;
 	c->tls_end = c->broken = 1;
 	return 1;
 }
 
-static int would_block(void)
+int would_block(void)
 {
 	return errno == EAGAIN || errno == EINTR;
+}
+
+/* What the owner says, into up. */
+static int listen_up(struct conn *c)
+{
+	struct buffer *b = &c->up;
+	unsigned char *to = b->data;
+	size_t room = b->size;
+	if (c->plain_end || (c->lasting ? !lasting_take(c) : b->from != b->to))
+		return 0;
+	if (c->lasting)
+		to = b->data + b->to + FRAME, room = c->fuse ? FUSE_BUFFER : BUFFER;
+	ssize_t n = read(c->plain, to, room);
+	if (n > 0 && c->lasting)
+		lasting_taken(c, n);
+	else if (n > 0)
+		b->from = 0, b->to = n;
+	else if (n < 0 && c->fuse && errno == ENOENT)
+		return 1; /* the request was interrupted before it was read */
+	else if (n == 0 || !would_block())
+		c->plain_end = 1;
+	else
+		return 0;
+	return 1;
 }
 
 static int upwards(struct conn *c)
 {
 	struct buffer *b = &c->up;
-	int moved = 0;
-	if (b->from == b->to && !c->plain_end) {
-		ssize_t n = read(c->plain, b->data, b->size);
-		if (n > 0) {
-			b->from = 0, b->to = n;
-			moved = 1;
-		} else if (n < 0 && c->fuse && errno == ENOENT) {
-			moved = 1; /* the request was interrupted before it was read */
-		} else if (n == 0 || !would_block()) {
-			c->plain_end = moved = 1;
-		}
-	}
-	while (b->from < b->to && !c->broken) {
+	int moved = listen_up(c);
+	if (c->lasting)
+		moved |= lasting_send(c);
+	while (!c->lasting && b->from < b->to && !c->broken) {
 		int n = SSL_write(c->ssl, b->data + b->from, b->to - b->from);
 		if (n > 0) {
 			b->from += n;
@@ -203,7 +209,7 @@ static int upwards(struct conn *c)
 	}
 	if (c->broken)
 		b->from = b->to;
-	if (c->plain_end && b->from == b->to && !c->told_tls) {
+	if (c->plain_end && b->from == b->to && !c->told_tls && (!c->lasting || c->broken)) {
 		int r = c->broken ? 0 : SSL_shutdown(c->ssl);
 		if (r >= 0 || SSL_get_error(c->ssl, r) != SSL_ERROR_WANT_WRITE) {
 			shutdown(c->tcp, SHUT_WR);
@@ -248,7 +254,9 @@ static int downwards(struct conn *c)
 	int moved = 0;
 	if (b->from == b->to)
 		b->from = b->to = 0;
-	while (b->to < b->size && b->from == 0 && !c->tls_end) {
+	if (c->lasting)
+		moved = lasting_receive(c);
+	while (!c->lasting && b->to < b->size && b->from == 0 && !c->tls_end) {
 		int n = SSL_read(c->ssl, b->data + b->to, b->size - b->to);
 		if (n > 0) {
 			b->to += n;
@@ -289,7 +297,7 @@ static int downwards(struct conn *c)
 }
 
 /* Whether the owner has closed its end altogether, not just said that it writes no more. */
-static int deserted(struct conn *c)
+int deserted(struct conn *c)
 {
 	if (c->fuse)
 		return 0;
@@ -297,9 +305,14 @@ static int deserted(struct conn *c)
 	return poll(&p, 1, 0) == 1 && p.revents & (POLLHUP | POLLERR);
 }
 
-static void pump(struct conn *c)
+void pump(struct conn *c)
 {
 	int moved = 1;
+	if (c->plain < 0 || lasting_resumes(c)) {
+		ERR_clear_error();
+		lasting_pursue(c);
+		return;
+	}
 	/* a few rounds, then the others: a question on one connection must not wait behind a flood on another */
 	for (int i = 0; moved && i < ROUNDS; i++) {
 		ERR_clear_error();
@@ -310,13 +323,17 @@ static void pump(struct conn *c)
 				return;
 			}
 			moved = shake(c);
+			if (lasting_resumes(c)) {
+				lasting_pursue(c);
+				return;
+			}
 			continue;
 		}
 		moved = upwards(c) | downwards(c);
 		if (c->fuse && c->plain_end)
 			c->dead = 1; /* unmounted */
 		/* over in both directions, or nobody is left on our side, or nothing can come or go any more */
-		if (c->told_tls && (c->told_plain || c->plain_gone || deserted(c)))
+		if (c->told_tls && (c->told_plain || c->plain_gone || deserted(c)) && (!c->lasting || c->broken || lasting_settled(c)))
 			c->dead = 1;
 		if (c->broken && c->tls_end && c->told_plain)
 			c->dead = 1;
@@ -328,6 +345,9 @@ static void pump(struct conn *c)
 
 static void bury(void)
 {
+	for (struct conn *c = all; c; c = c->next)
+		if (c->dead && c->lasting)
+			lasting_bury(c);
 	for (struct conn **p = &all; *p;) {
 		struct conn *c = *p;
 		if (!c->dead) {
@@ -335,12 +355,14 @@ static void bury(void)
 			continue;
 		}
 		*p = c->next;
-		/* closing is not enough where another process holds the same description */
-		epoll_ctl(epoll, EPOLL_CTL_DEL, c->tcp, NULL);
-		epoll_ctl(epoll, EPOLL_CTL_DEL, c->plain, NULL);
 		SSL_free(c->ssl);
-		close(c->tcp);
-		close(c->plain);
+		for (int i = 0; i < 2; i++) {
+			int fd = i ? c->tcp : c->plain;
+			if (fd >= 0) {
+				forget(fd);
+				close(fd);
+			}
+		}
 		if (c->down >= 0) {
 			uint64_t one = 1;
 			if (write(c->down, &one, sizeof one) < 0)
@@ -361,7 +383,7 @@ static struct conn *numbered(uint64_t number)
 	return c;
 }
 
-static int make_room(struct buffer *b, size_t size)
+int make_room(struct buffer *b, size_t size)
 {
 	unsigned char *data = realloc(b->data, size);
 	if (data)
@@ -371,7 +393,7 @@ static int make_room(struct buffer *b, size_t size)
 
 static void carry_fuse(struct conn *c, int fuse, int down)
 {
-	if (!c || !c->shaken || c->fuse || !make_room(&c->up, FUSE_BUFFER) || !make_room(&c->back, FUSE_BUFFER)) {
+	if (!c || !c->shaken || c->fuse || (c->up.size < FUSE_BUFFER && !make_room(&c->up, FUSE_BUFFER)) || !make_room(&c->back, FUSE_BUFFER)) {
 		uint64_t one = 1;
 		if (write(down, &one, sizeof one) < 0)
 			perror("relay: eventfd");
@@ -379,7 +401,7 @@ static void carry_fuse(struct conn *c, int fuse, int down)
 		close(down);
 		return;
 	}
-	epoll_ctl(epoll, EPOLL_CTL_DEL, c->plain, NULL);
+	forget(c->plain);
 	close(c->plain);
 	c->plain = fuse, c->down = down, c->fuse = 1;
 	fcntl(fuse, F_SETFL, O_NONBLOCK);
@@ -390,20 +412,30 @@ static void carry_fuse(struct conn *c, int fuse, int down)
 /* One more order; 0 when the owner has closed the control socket. */
 static int obey(int control)
 {
-	struct order order;
+	struct {
+		struct order order;
+		struct sockaddr_storage address;
+	} got;
 	union {
 		struct cmsghdr align;
 		char space[CMSG_SPACE(2 * sizeof(int))];
 	} u;
-	struct iovec iov = {&order, sizeof order};
+	struct iovec iov = {&got, sizeof got};
 	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.space, .msg_controllen = sizeof u.space};
 	ssize_t n = recvmsg(control, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (n < 0)
 		return would_block();
 	if (n == 0)
 		return 0;
-	if (n != sizeof order)
+	if (n < (ssize_t)sizeof got.order)
 		return 1;
+	struct order order = got.order;
+	if (order.what == 'A') {
+		struct conn *c = numbered(order.number);
+		if (c)
+			lasting_moved(c, (struct sockaddr *)&got.address, n - sizeof order);
+		return 1;
+	}
 	if (order.what == 'X') {
 		struct conn *c = numbered(order.number);
 		if (c)
@@ -433,6 +465,10 @@ static int obey(int control)
 		return 1;
 	}
 	c->number = order.number, c->tcp = fds[0], c->plain = fds[1], c->down = -1, c->ssl = ssl;
+	if (order.what == 'L' && !lasting_begin(c)) {
+		free(c->lasting);
+		c->lasting = NULL;
+	}
 	fcntl(c->tcp, F_SETFL, O_NONBLOCK);
 	fcntl(c->plain, F_SETFL, O_NONBLOCK);
 	setsockopt(c->plain, SOL_SOCKET, SO_SNDBUF, &(int){SOCKET_BUFFER}, sizeof(int));
@@ -448,14 +484,14 @@ static int obey(int control)
 /* What cannot be sent at all (the address or the route is gone, or the peer's window is closed) waits under the probe timer, and the kernel
  * gives the connection up after net.ipv4.tcp_retries2 (15) probes, whatever TCP_USER_TIMEOUT says: with tries as frequent as ours after half
  * a minute.  So from the fifth on they are rare, and what can be sent again is tried here. */
-static void look_after(struct conn *c)
+static int look_after(struct conn *c)
 {
 	struct tcp_info info = {0};
 	socklen_t n = sizeof info;
 	int late;
 
 	if (getsockopt(c->tcp, IPPROTO_TCP, TCP_INFO, &info, &n))
-		return;
+		return 0;
 	if (info.tcpi_probes)
 		setsockopt(c->tcp, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)); /* sends what waits */
 	late = info.tcpi_probes >= PROBES;
@@ -466,9 +502,10 @@ static void look_after(struct conn *c)
 		setsockopt(c->tcp, IPPROTO_TCP, TCP_RTO_MAX_MS, &c->often, sizeof c->often);
 		c->often = 0;
 	}
+	return c->lasting && lasting_doubts(c, &info);
 }
 
-static long now_ms(void)
+long now_ms(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
@@ -477,7 +514,7 @@ static long now_ms(void)
 
 static void serve(int control)
 {
-	long looked = now_ms();
+	long looked = now_ms(), soon = LOOK_MS;
 	struct epoll_event events[EVENTS], e = {.events = EPOLLIN, .data.ptr = NULL};
 	int open = 1;
 	epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -487,7 +524,7 @@ static void serve(int control)
 		int again = 0;
 		for (struct conn *c = all; c; c = c->next)
 			again |= c->again;
-		int n = epoll_wait(epoll, events, EVENTS, again ? 0 : all ? LOOK_MS : -1);
+		int n = epoll_wait(epoll, events, EVENTS, again ? 0 : all ? soon : -1);
 		for (int i = 0; i < n; i++) {
 			struct conn *c = events[i].data.ptr;
 			if (c && !c->dead)
@@ -502,11 +539,14 @@ static void serve(int control)
 		for (struct conn *c = all; c; c = c->next)
 			if (c->again && !c->dead)
 				pump(c);
-		if (now_ms() - looked >= LOOK_MS) {
-			looked = now_ms();
+		if (now_ms() - looked >= soon) {
+			looked = now_ms(), soon = LOOK_MS;
 			for (struct conn *c = all; c; c = c->next)
-				if (!c->dead)
-					look_after(c);
+				if (!c->dead && look_after(c))
+					soon = DOUBTFUL_LOOK_MS;
+			for (struct conn *c = all; c; c = c->next)
+				if (!c->dead && c->lasting)
+					lasting_look(c);
 		}
 		bury();
 	}

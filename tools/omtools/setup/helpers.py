@@ -18,7 +18,7 @@ _DEPUTY = [
 _MOSPAM = ["-O2", "-Wall", "-Wextra", "-static", "-s"]
 _SHIM = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Wno-builtin-declaration-mismatch"]
 _RELAY = ["-O2", "-Wall", "-Wextra", "-pie", "-fPIE", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-Wl,-z,relro,-z,now"]
-_LIBRARIES = ["-lssl", "-lcrypto"]
+_LIBRARIES: list[str | Path] = ["-lssl", "-lcrypto"]
 SHIM = LIBEXEC / "shim.so"
 
 
@@ -30,11 +30,14 @@ def build() -> None:
     _compile(ROOT / "mig" / "pam" / "mospam.c", LIBEXEC / "mospam", _MOSPAM)
     shim = ROOT / "mig" / "criu" / "shim.c"
     _compile(shim, SHIM, [*_SHIM, f'-DMIG_SOURCE="{hashlib.sha256(shim.read_bytes()).hexdigest()}"'])
-    _compile(ROOT / "mig" / "trust" / "relay.c", LIBEXEC / "relay", _RELAY, _LIBRARIES)
+    trust = ROOT / "mig" / "trust"
+    _compile(trust / "relay.c", LIBEXEC / "relay", _RELAY, [trust / "lasting.c", *_LIBRARIES], [trust / "relay.h", trust / "lasting.c"])
 
 
-def _compile(source: Path, target: Path, flags: list[str], libraries: Sequence[str] = ()) -> None:
-    key = f"{hashlib.sha256(source.read_bytes()).hexdigest()} {' '.join([*flags, *libraries])}"
+def _compile(source: Path, target: Path, flags: list[str], more: Sequence[str | Path] = (), parts: Sequence[Path] = ()) -> None:
+    """``more``: further words for the compiler; ``parts``: files that belong to the source."""
+    text = b"".join(p.read_bytes() for p in (source, *parts))
+    key = f"{hashlib.sha256(text).hexdigest()} {' '.join(map(str, [*flags, *more]))}"
     if stamped(target.name, key) and target.exists():
         return
     compiler = shutil.which("gcc")
@@ -43,6 +46,6 @@ def _compile(source: Path, target: Path, flags: list[str], libraries: Sequence[s
     say(f"compiling {source.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(target.name + ".new")
-    run([compiler, *flags, "-o", new, source, *libraries])
+    run([compiler, *flags, "-o", new, source, *more])
     os.replace(new, target)  # a running deputy keeps the old file
     stamp(target.name, key)
