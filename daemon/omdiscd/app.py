@@ -208,8 +208,10 @@ class Daemon:
             await beat(1)
 
     def _learn(self) -> None:
-        """Whose certificate is whose, from gossip, for all processes of this node."""
-        self.known.write((n.id, n.name, n.fingerprint) for n in (*self.discovery.records(), self.me()))
+        """Whose certificate is whose, and where everybody is, from gossip, for all processes of this node."""
+        nodes = [*self.discovery.records(), self.me()]
+        self.known.write((n.id, n.name, n.fingerprint) for n in nodes)
+        links.addresses().write((n.id, n.addr) for n in nodes)
 
     # -- what parts tell each other -----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from mig import paths, wire
+from mig.agent import address
 from mig.agent.belongings import Belongings
 from mig.agent.externals import Externals
 from mig.agent.home_source import PLAN, Changed, HomeSource
@@ -80,8 +81,9 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until the guest has ended, or the process turned out to stay at home."""
-        await self.board.start(self.node.addr)
+        self.board.listen(self.node.addr)
         self.watchers.start()
+        self._tasks.spawn(address.follow(self.node, self.board, self.belongings))
         self._tasks.spawn(self._watch_deputy())
         await self.ended.wait()
         self._tasks.cancel()

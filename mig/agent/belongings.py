@@ -42,6 +42,11 @@ class Belongings:
             groups = {facts.uid: list(procfs.status(self.pid).groups)}
             self._files = await FileServer.start(addr, self.token, groups, Guest.of(self.pid, facts.tree))
 
+    async def move(self, addr: str) -> None:
+        """Home has another address; as :meth:`FileServer.move`."""
+        if self._files is not None and self._files.addr != addr:
+            await self._files.move(addr)
+
     async def expire_names(self) -> None:
         """Names that the destination may have cached are looked up again from now on."""
         await self.files.ask("expire")

@@ -73,6 +73,12 @@ class FileServer:
         await wire.asend(self.control, op=op, **args)
         return await wire.arecv(self.control)
 
+    async def move(self, addr: str) -> None:
+        """Home has another address: serve there.  Raises ``OSError`` when it cannot, and as :meth:`ask`."""
+        if "error" in (answer := await self.ask("listen", addr=addr)):
+            raise OSError(answer["error"].get("message", "it cannot listen there"))
+        self.addr = addr
+
     async def unlock(self) -> None:
         """Let go of all locks that the guest holds: its next copy takes them anew."""
         for name in (await self.ask("mounts"))["mounts"]:

@@ -24,7 +24,39 @@ from mig.kernel import libc
 from mig.trust import links
 
 
-def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
+class Doors:
+    """Where clients connect."""
+
+    def __init__(self, server: HomeServer, addr: str) -> None:
+        self._server = server
+        self._listener = self._open(addr, 0)
+
+    @property
+    def port(self) -> int:
+        """The same for life."""
+        return int(self._listener.getsockname()[1])
+
+    def move(self, addr: str) -> None:
+        """Listen on ``addr``, and no more where we did before; raises :class:`MigError`."""
+        try:
+            fresh = self._open(addr, self.port)
+        except OSError as e:
+            raise MigError(f"the guest's files cannot be served on {addr}: {e}") from e
+        self.close()
+        self._listener = fresh
+
+    def _open(self, addr: str, port: int) -> socket.socket:
+        listener = socket.create_server((addr, port), family=socket.AF_INET6 if ":" in addr else socket.AF_INET, backlog=16)
+        threading.Thread(target=self._server.serve_forever, args=(listener,), name="accept", daemon=True).start()
+        return listener
+
+    def close(self) -> None:
+        """Nobody can connect any more."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def answer(server: HomeServer, doors: Doors, m: wire.Message) -> dict[str, Any]:
     """The answer to one message; raises :class:`MigError` for one that is not understood."""
     match m.get("op"):
         case "groups":  # {"groups": {uid: [gid, …]}}: the supplementary groups of these users from now on
@@ -65,12 +97,15 @@ def answer(server: HomeServer, m: wire.Message) -> dict[str, Any]:
             return {"op": "inherit"}
         case "refused":  # {"files": [[path, needs], …]}: what the guest may not have opened at home
             return {"op": "refused", "files": refused(server, [(str(p), int(n)) for p, n in m["files"]])}
+        case "listen":  # {"addr": ADDRESS}: home has another one; on the same port
+            doors.move(str(m["addr"]))
+            return {"op": "listen"}
         case "quit":
             return {"op": "bye"}
     raise BadInput(f"the file server has no operation {m.get('op')!r}")
 
 
-def serve(server: HomeServer, control: socket.socket) -> None:
+def serve(server: HomeServer, doors: Doors, control: socket.socket) -> None:
     """Answer the agent until it says ``quit`` or is gone."""
     while True:
         try:
@@ -78,7 +113,7 @@ def serve(server: HomeServer, control: socket.socket) -> None:
         except EOFError:
             return
         try:
-            reply = answer(server, m)
+            reply = answer(server, doors, m)
         except MigError as e:
             reply = {"op": "error", "error": e.to_wire()}
         wire.send(control, **reply)
@@ -105,15 +140,13 @@ def main() -> None:
         links.start()
     control = socket.socket(fileno=args.control_fd)
     control.set_inheritable(False)
-    family = socket.AF_INET6 if ":" in args.listen else socket.AF_INET
-    with socket.create_server((args.listen, 0), family=family, backlog=16) as listener:
-        threading.Thread(target=server.serve_forever, args=(listener,), name="accept", daemon=True).start()
-        wire.send(control, op="listening", port=listener.getsockname()[1])
-        try:
-            serve(server, control)
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            server.close()
+    doors = Doors(server, args.listen)
+    wire.send(control, op="listening", port=doors.port)
+    try:
+        serve(server, doors, control)
+    finally:
+        doors.close()
+        server.close()
 
 
 if __name__ == "__main__":

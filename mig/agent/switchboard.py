@@ -33,28 +33,43 @@ class Switchboard:
         self._arrived = asyncio.Condition()
         self._tasks = Tasks()
         self._strangers = Strangers()
-        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Future[None] | None = None
 
-    async def start(self, addr: str) -> None:
-        """Listen on ``addr``, any port."""
+    def listen(self, addr: str) -> None:
+        """Listen on ``addr``: on any port, or when we listened elsewhere before (home had another address) on the same, and no more there.
+
+        Raises ``OSError``.
+        """
         family = socket.AF_INET6 if ":" in addr else socket.AF_INET
         s = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        s.bind((addr, 0))
-        s.listen(64)
-        self._listener = s
+        try:
+            s.bind((addr, self.port))
+            s.listen(64)
+        except OSError:
+            s.close()
+            raise
+        if self._accepting is not None:
+            self._accepting.cancel()
         self.addr, self.port = addr, s.getsockname()[1]
-        self._tasks.spawn(self._accept(s))
+        self._accepting = self._tasks.spawn(self._accept(s))
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            s, source = await loop.sock_accept(listener)
-            self._tasks.spawn(self._hello(s, str(source[0])))
+        with listener:
+            while True:
+                s, source = await loop.sock_accept(listener)
+                self._tasks.spawn(self._hello(s, str(source[0])))
 
     async def _hello(self, conn: socket.socket, source: str) -> None:
-        s = conn
         try:
             s, peer = await links.accept(conn)
+        except links.Resumed:
+            log.info("%s goes on with a connection that it had", source)
+            return
+        except (OSError, TimeoutError) as e:
+            self._strangers.say(log, source, f"connections are turned away: {e or 'no greeting in time'}")
+            return
+        try:
             m = await asyncio.wait_for(wire.arecv(s), 5)
             token, epoch = m.get("token"), int(m.get("epoch", 0))
             if not isinstance(token, bytes) or not hmac.compare_digest(token, self.token):
@@ -93,8 +108,6 @@ class Switchboard:
     def close(self) -> None:
         """Stop listening and close what nobody took."""
         self._tasks.cancel()
-        if self._listener is not None:
-            self._listener.close()
         for s in self._channels.values():
             s.close()
         self._channels.clear()

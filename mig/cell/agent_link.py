@@ -24,7 +24,7 @@ _LOOKS, _MOST_LOOKS, _QUICK_NS = 5, 30, 2_000_000
 
 async def connect(home: NodeInfo, request: dict[str, Any], **hello: Any) -> socket.socket:
     """A connection to the agent that ``request`` (a prepare message) names; ``hello``: what it is for."""
-    s = await links.connect(home.id, str(request["agent"][0]), int(request["agent"][1]))
+    s = await links.connect(home.id, str(request["agent"][0]), int(request["agent"][1]), lasting=True)
     await wire.asend(s, token=request["token"], epoch=int(request["epoch"]), **hello)
     return s
 

@@ -113,7 +113,7 @@ class Keeper(KeeperBase):
         self.agreed = dataclasses.replace(self.agreed, uids=uids, gids=gids, root_allowed=0 in uids)
 
     def _dial(self, addr: str, port: int) -> socket.socket:
-        return links.dial(self.home.id, addr, port)
+        return links.dial(self.home.id, addr, port, lasting=True)
 
     # -- the move --------------------------------------------------------------------------------------------------------------
 

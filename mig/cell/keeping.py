@@ -26,8 +26,12 @@ from mig.migration.faults import Fault, reach
 from mig.migration.journal import ABORTED, PREPARED, Journal
 from mig.model import GuestState, NodeInfo, ProcessFacts
 from mig.tasks import Tasks
+from mig.trust import links
 
 log = logging.getLogger(__name__)
+
+_FOLLOW_S = 2.0
+"""Seconds between two looks whether home or this node has another address."""
 
 
 class Aborted(Exception):
@@ -58,6 +62,7 @@ class KeeperBase:
     async def serve(self) -> None:
         """Follow the source up to GO or abort; then look after the guest until it ends or has moved on."""
         self.conn.setblocking(False)
+        self._tasks.spawn(self._follow_addresses())
         try:
             await self._take_in()
         except Exception as e:  # whatever it is: what was not accepted must never run
@@ -121,6 +126,13 @@ class KeeperBase:
                 await wire.asend(self.conn, op="failed", error=error.to_wire())
             await wire.asend(self.conn, op="aborted")
         self.close()
+
+    async def _follow_addresses(self) -> None:
+        """Our connections to the home agent are made anew where home is now; and where we are now may be another place, too."""
+        while True:
+            await asyncio.sleep(_FOLLOW_S)
+            links.follow()
+            self.node.addr = links.addresses().of(self.node.id) or self.node.addr
 
     # -- the home agent and omdiscd --------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from mig.homefs.locks import LockTable
 from mig.homefs.names import GuestNames
 from mig.homefs.nodes import NodeTable, Synthetic, Validity
 from mig.homefs.operations import Operations
+from mig.trust.links import Resumed
 from mig.trust.strangers import Strangers
 
 log = logging.getLogger(__name__)
@@ -165,6 +166,9 @@ class HomeServer:
                     s = held.enter_context(self._secure(s))
                 s.settimeout(GREETING_S)
                 token, kind, mount_id = p.GREETING.unpack(wire.recv_exact(s, p.GREETING.size))
+            except Resumed:
+                log.info("%s goes on with a connection that it had", peer[0])
+                return
             except (OSError, EOFError) as e:
                 self._strangers.say(log, str(peer[0]), f"callers are turned away: {e or 'no greeting in time'}")
                 return

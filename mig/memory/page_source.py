@@ -12,11 +12,14 @@ from typing import Any
 from mig import spawn, wire
 from mig.errors import MigError
 from mig.tasks import Tasks
+from mig.trust import links
 
 log = logging.getLogger(__name__)
 
 RESTARTS = 20
 """A helper that dies more often has a reason that another will have too."""
+_FOLLOW_S = 2.0
+"""Seconds between two looks whether this node has another address."""
 Ranges = list[tuple[int, int]]
 
 
@@ -27,14 +30,11 @@ class SourceLost(MigError):
 class PageSource:
     """One page source and the listener that it serves.  ``addr``, ``port``, ``token``: what the destination's pager needs."""
 
-    def __init__(self, addr: str) -> None:
-        """Start it; blocking for a moment."""
-        family = socket.AF_INET6 if ":" in addr else socket.AF_INET
+    def __init__(self, addr: str, node: int = 0) -> None:
+        """Start it on ``addr``; blocking for a moment.  ``node``: our id; should the pool see us elsewhere, it serves there."""
         self.token = os.urandom(32)
-        self.addr = addr
-        self._listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._listener.bind((addr, 0))
-        self._listener.listen(16)
+        self.addr, self.node = addr, node
+        self._listener = self._listen(addr, 0)
         self.port = int(self._listener.getsockname()[1])
         self._layout: dict[str, Any] | None = None
         self._saved: dict[int, dict[int, bytes]] = {}
@@ -47,6 +47,27 @@ class PageSource:
         self._closed = False
         self._tasks = Tasks()
         self._start()
+        self._tasks.spawn(self._follow())
+
+    @staticmethod
+    def _listen(addr: str, port: int) -> socket.socket:
+        return socket.create_server((addr, port), family=socket.AF_INET6 if ":" in addr else socket.AF_INET, backlog=16)
+
+    async def _follow(self) -> None:
+        """This node has another address: another helper serves there, on the same port."""
+        while True:
+            await asyncio.sleep(_FOLLOW_S)
+            addr = links.addresses().of(self.node)
+            if self._layout is None or addr in ("", self.addr):
+                continue
+            try:
+                listener = self._listen(addr, self.port)
+            except OSError as e:
+                log.info("memory cannot be served on %s yet: %s", addr, e)
+                continue
+            self._listener.close()
+            self._listener, self.addr = listener, addr
+            self._process.kill()  # whoever reads from it notices, and starts the next
 
     def address(self) -> dict[str, Any]:
         """For the destination."""

@@ -132,7 +132,8 @@ class Process:
 
     def _first_pair(self) -> tuple[socket.socket, socket.socket]:
         s = self.start
-        return asyncio.run(_connect(int(s["node"]), str(s["addr"]), int(s["port"]), bytes(s["token"])))
+        addr = links.addresses().of(int(s["node"])) or str(s["addr"])  # it may have another one by now
+        return asyncio.run(_connect(int(s["node"]), addr, int(s["port"]), bytes(s["token"])))
 
     def say(self, op: str, **m: Any) -> None:
         """To the keeper, which notices by itself when we end; that it has ended is the guardian's business."""

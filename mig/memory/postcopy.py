@@ -39,7 +39,7 @@ class PostCopy:
 
     async def prepare(self) -> dict[str, Any]:
         """Start the page source; the destination's pager connects to it while it prepares."""
-        self.source = PageSource(self.node.addr)
+        self.source = PageSource(self.node.addr, self.node.id)
         return {"mode": self.mode, "node": self.node.id, "name": self.node.name, **self.source.address()}
 
     async def precopy(self) -> Moved:

@@ -119,7 +119,7 @@ of 60 s between two halves all see all again. At rest on a quiet machine each ta
 | two network cards | hellos go out on the card of the node's address; a line at the start names the others, `omdiscd -i IF,IF` uses both |
 | multicast is dropped (IGMP snooping, clouds, Wi-Fi) | one living seed is enough; a node alone for 30 s says so in its log |
 | only IPv6 | the group `multicast6` is used |
-| the address changes (DHCP) | `omdiscd` starts anew with its id; guests connected by the old address are lost after 300 s |
+| the address changes (DHCP) | `omdiscd` starts anew with its id; guests go on after some 10 s, as their connections are made anew |
 | the address goes and none comes | a line a minute; it goes on as soon as the address is back |
 | an interface comes back | its group is joined again |
 | a suspended laptop | it is declared dead, wakes up, accuses nobody, is alive again within seconds |
