@@ -357,7 +357,7 @@ static int go_on(struct conn *c, struct conn *fresh, uint64_t arrived)
 		return 0;
 	l->at = c->up.from + (arrived - l->base);
 	l->left_out = l->at > c->up.from ? c->up.from + frame_at(c, c->up.from) - l->at : 0;
-	l->told = l->got, l->have = 0, l->want = FRAME, l->word_size = 0, l->stuck = NOTHING, l->doubts = 0, l->torn = 0, l->heir = NULL;
+	l->told = l->got, l->have = 0, l->want = FRAME, l->word_size = 0, l->stuck = NOTHING, l->doubts = 0, l->torn = 0, l->leaving = 0, l->heir = NULL;
 	c->told_tls = 0, c->often = 0;
 	for (struct conn *o = all; o; o = o->next)
 		if (o->heir_to == c)
