@@ -23,7 +23,6 @@ from mig.tasks import Tasks
 from mig.trust import links, store
 
 HERE, THERE = "10.77.0.2", "10.77.0.1"
-CHANGES = 8
 
 
 class Line:
@@ -89,12 +88,12 @@ def me(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     relay.wait(10)  # it ends with its last connection
 
 
-def run(test: Test) -> None:
+def run(test: Test, limit: float = 100) -> None:
     """In a thread of its own: a network namespace belongs to a thread, and the relay is started in ours."""
     failed: list[BaseException] = []
 
     async def with_limit(line: Line) -> None:
-        await asyncio.wait_for(test(line), 200)
+        await asyncio.wait_for(test(line), limit)
         line.tasks.cancel()
 
     def go() -> None:
@@ -160,25 +159,21 @@ def test_either_end_has_another_address() -> None:
     run(test)
 
 
-def test_an_end_that_could_not_be_told_is_heard_as_soon_as_the_line_or_another_connection_is_there() -> None:
+def test_an_end_that_could_not_be_told_is_heard_when_the_other_side_wants_to_go_on() -> None:
     async def test(line: Line) -> None:
-        pairs = [await pair(line) for _ in range(2)]
+        ended, whole = [await pair(line) for _ in range(2)]
         line.ip("link", "set", "here", "down")
-        pairs[0][1].close()
+        ended[1].close()
         await asyncio.sleep(10)  # its relay has given up to hear that its end was heard
-        line.ip("link", "set", "here", "up")
-        with pytest.raises(EOFError):
-            await wire.arecv(pairs[0][0])
-        await both_ways(*pairs[1], "the other goes on")
         line.address(HERE, "10.77.0.3")
-        pairs[1][1].close()
-        await asyncio.sleep(10)
-        await wire.asend(pairs[1][0], text="into the void")
+        line.ip("link", "set", "here", "up")
+        await both_ways(*whole, "the other goes on")
+        await wire.asend(ended[0], text="into the void")
         with pytest.raises(EOFError):
-            await wire.arecv(pairs[1][0])
+            await wire.arecv(ended[0])
         assert "it goes on with a connection that is not here" in "".join(line.refused)
-        for a, _ in pairs:
-            a.close()
+        for s in (ended[0], *whole):
+            s.close()
 
     run(test)
 
@@ -246,14 +241,15 @@ async def drain(s: socket.socket, seed: int) -> tuple[int, str]:
     return n, h.hexdigest()
 
 
-def test_streams_both_ways_arrive_whole_while_line_and_addresses_come_and_go() -> None:
+@pytest.mark.parametrize("seed, changes", [(7, 6), pytest.param(8, 100, marks=[pytest.mark.long, pytest.mark.timeout(1000)])])
+def test_streams_both_ways_arrive_whole_while_line_and_addresses_come_and_go(seed: int, changes: int) -> None:
     async def test(line: Line) -> None:
         pairs = [await pair(line) for _ in range(3)]
         end = asyncio.Event()
         said = [asyncio.ensure_future(pour(s, i, end)) for i, s in enumerate(s for p in pairs for s in p)]
         heard = [asyncio.ensure_future(drain(s, i)) for i, s in enumerate(s for a, b in pairs for s in (b, a))]
-        chance, addr = random.Random(7), HERE
-        for i in range(CHANGES):
+        chance, addr = random.Random(seed), HERE
+        for i in range(changes):
             await asyncio.sleep(chance.random() * 2)
             match chance.randrange(3):
                 case 0:
@@ -265,7 +261,7 @@ def test_streams_both_ways_arrive_whole_while_line_and_addresses_come_and_go() -
                     await asyncio.sleep(chance.random())
                     line.ip("link", "set", "there", "up", there=True)
                 case _:
-                    new = f"10.77.0.{10 + i}"
+                    new = f"10.77.0.{10 + i % 200}"
                     line.address(addr, new)
                     addr = new
                     await asyncio.sleep(chance.random() * 8)
@@ -277,4 +273,4 @@ def test_streams_both_ways_arrive_whole_while_line_and_addresses_come_and_go() -
             for s in p:
                 s.close()
 
-    run(test)
+    run(test, 100 + 10 * changes)
