@@ -42,6 +42,8 @@ SILENCE = 10
 """Seconds after which a silent connection is given up and made anew."""
 REFUSED = 3.0
 """Seconds of refused connections after which the source is gone: its machine answers, and nobody listens."""
+REFUSED_ELSEWHERE = 30.0
+"""The same where the source's node has another address by now: it opens its port there when it has noticed."""
 RETRY = 0.25
 LATE = 60.0
 """Seconds in which a source that cannot be reached is told that its memory is not needed any more."""
@@ -132,8 +134,11 @@ class Process:
 
     def _first_pair(self) -> tuple[socket.socket, socket.socket]:
         s = self.start
-        addr = links.addresses().of(int(s["node"])) or str(s["addr"])  # it may have another one by now
-        return asyncio.run(_connect(int(s["node"]), addr, int(s["port"]), bytes(s["token"])))
+        return asyncio.run(_connect(int(s["node"]), self._addr(), int(s["port"]), bytes(s["token"])))
+
+    def _addr(self) -> str:
+        """Where the source's node is now."""
+        return links.addresses().of(int(self.start["node"])) or str(self.start["addr"])
 
     def say(self, op: str, **m: Any) -> None:
         """To the keeper, which notices by itself when we end; that it has ended is the guardian's business."""
@@ -232,7 +237,7 @@ class Process:
                 break
             except ConnectionRefusedError:
                 refused = refused or time.monotonic()
-                if time.monotonic() - refused > REFUSED:
+                if time.monotonic() - refused > (REFUSED if self._addr() == self.start["addr"] else REFUSED_ELSEWHERE):
                     self.pairs.put("nobody serves its memory any more")
                     break
             except (OSError, EOFError, TimeoutError) as e:

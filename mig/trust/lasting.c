@@ -61,7 +61,7 @@ struct lasting {
 	int resuming;                 /* a connection that wants to go on with another one */
 	int asked;                    /* an heir that has said so */
 	long begun, torn, leaving;    /* when (0: not): an heir began; the server may use another TCP connection; only the answer is waited for */
-	int doubts;
+	int doubts, wanted;           /* looks in a row that found it silent; another TCP connection is to be made */
 };
 
 static uint64_t le64(const unsigned char *p)
@@ -357,7 +357,7 @@ static int go_on(struct conn *c, struct conn *fresh, uint64_t arrived)
 		return 0;
 	l->at = c->up.from + (arrived - l->base);
 	l->left_out = l->at > c->up.from ? c->up.from + frame_at(c, c->up.from) - l->at : 0;
-	l->told = l->got, l->have = 0, l->want = FRAME, l->word_size = 0, l->stuck = NOTHING, l->doubts = 0, l->torn = 0, l->leaving = 0, l->heir = NULL;
+	l->told = l->got, l->have = 0, l->want = FRAME, l->word_size = 0, l->stuck = NOTHING, l->doubts = l->wanted = 0, l->torn = l->leaving = 0, l->heir = NULL;
 	c->told_tls = 0, c->often = 0;
 	for (struct conn *o = all; o; o = o->next)
 		if (o->heir_to == c)
@@ -547,7 +547,9 @@ int lasting_doubts(struct conn *c, const struct tcp_info *info)
 	struct lasting *l = c->lasting;
 	int due = info->tcpi_unacked || info->tcpi_probes || info->tcpi_backoff;
 	l->doubts = due && info->tcpi_last_ack_recv >= DOUBT_MS ? l->doubts + 1 : 0;
-	return l->doubts;
+	if (info->tcpi_last_ack_recv < DOUBT_MS)
+		l->wanted = 0; /* it lives */
+	return l->doubts || l->wanted || l->torn;
 }
 
 static int same_home(struct conn *a, struct conn *b)
@@ -558,7 +560,6 @@ static int same_home(struct conn *a, struct conn *b)
 void lasting_look(struct conn *c)
 {
 	struct lasting *l = c->lasting;
-	int wanted = l->torn != 0;
 	long now = now_ms();
 	if (c->told_tls && !lasting_settled(c) && (c->told_plain || c->plain_gone || deserted(c))) {
 		if (!l->leaving)
@@ -571,8 +572,9 @@ void lasting_look(struct conn *c)
 		lose(c);
 		return;
 	}
-	for (struct conn *o = all; o && !wanted; o = o->next) /* what is true of one is true of all that go the same way */
-		wanted = o->lasting && o->lasting->client && !o->dead && o->lasting->doubts >= 2 && same_home(o, c);
+	/* what is true of one is true of all that go the same way; who has nothing to send cannot find out by himself */
+	for (struct conn *o = all; o && !l->wanted; o = o->next)
+		l->wanted = o->lasting && o->lasting->client && !o->dead && o->lasting->doubts >= 2 && same_home(o, c);
 	if (l->heir) {
 		/* who has asked keeps its TCP connection: the server may have gone over to it, and would take its end for ours */
 		struct lasting *h = l->heir->lasting;
@@ -583,7 +585,7 @@ void lasting_look(struct conn *c)
 				give_up(l->heir);
 		}
 	}
-	if (wanted && !l->heir)
+	if ((l->wanted || l->torn) && !l->heir)
 		begin_heir(c);
 }
 
@@ -595,6 +597,7 @@ void lasting_moved(struct conn *c, const struct sockaddr *to, socklen_t size)
 	memset(&l->home, 0, sizeof l->home);
 	memcpy(&l->home, to, size);
 	l->home_size = size;
+	l->wanted = 1;
 }
 
 void lasting_bury(struct conn *c)

@@ -33,6 +33,7 @@ class Line:
         self._end = threading.Event()
         self.tid = 0
         self.resumed = 0
+        self.to_hang_up = 0
         self.refused: list[str] = []
         self.tasks = Tasks()
         self.listener: socket.socket
@@ -121,6 +122,10 @@ async def pair(line: Line) -> tuple[socket.socket, socket.socket]:
 
 async def accept(line: Line) -> socket.socket:
     conn, _ = await asyncio.get_running_loop().sock_accept(line.listener)
+    if line.to_hang_up:
+        line.to_hang_up -= 1
+        conn.close()
+        raise wire.WireError("hung up")
     return (await links.accept(conn))[0]
 
 
@@ -155,6 +160,23 @@ def test_either_end_has_another_address() -> None:
         with pytest.raises(EOFError):
             await wire.arecv(b)
         b.close()
+
+    run(test)
+
+
+def test_one_that_only_waits_goes_on_too_although_its_first_attempt_fails() -> None:
+    """It has nothing to send, so it cannot notice by itself that what it waits for does not come."""
+
+    async def test(line: Line) -> None:
+        speaks, waits = [await pair(line) for _ in range(2)]
+        line.to_hang_up = 1  # the attempt for the younger of them is the first
+        line.address(HERE, "10.77.0.3")
+        await wire.asend(waits[1], text="an answer")
+        await both_ways(*speaks, "one goes on at once")
+        assert not line.to_hang_up and line.resumed == 1
+        assert (await asyncio.wait_for(wire.arecv(waits[0]), 30))["text"] == "an answer"
+        for s in (*speaks, *waits):
+            s.close()
 
     run(test)
 
