@@ -95,8 +95,7 @@ the probes, and such a pool sends 36 KB/s a node, where it sent 65; rumours stil
 Of 10,000 at 10 % loss there were 45 in 5,580 tables, and none now. The calm, the 1 % and the stalls of 10,000 nodes are from before the
 last changes (to what follows a death). Two halves of 10,000 were not run: each would declare 5,000 dead in 5,000 tables, twice. Of
 a hundredth of 10,000, cut off for 20 s, 40 s of the way back were simulated in 84 CPU minutes: not everybody saw everybody yet, as the
-hundred
-have to hear of 9,900 others again, a hundred in each datagram.
+hundred have to hear of 9,900 others again, a hundred in each datagram.
 
 In the partition of 1,000 79 were held for dead on their own side, in 120 tables, all of it after the cut: the other half told of their
 deaths, and was believed where no sample of them was younger than five seconds. For a minute after a node was itself held for dead it is
