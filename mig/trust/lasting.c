@@ -28,7 +28,7 @@ enum {
 	ACK_EVERY = 32 << 10,      /* bytes */
 	MOST = 64 << 20,           /* bytes kept for a peer that acknowledges nothing */
 	DOUBT_MS = 2000,           /* without an acknowledgement that is due; the second look in a row that finds it so decides */
-	CONNECT_MS = 6000, ANSWER_MS = 10000, GIVE_UP_MS = 300000, LINGER_MS = 4000,
+	CONNECT_MS = 3500, ANSWER_MS = 10000, GIVE_UP_MS = 300000, LINGER_MS = 3000,
 };
 enum { DATA = 'D', END = 'E', ACK = 'A', HELLO = 'H', RESUME = 'R', OK = 'O', NO = 'N' };
 enum { NOTHING, A_WORD, SOME_DATA };

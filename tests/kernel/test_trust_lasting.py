@@ -186,7 +186,7 @@ def test_an_end_that_could_not_be_told_is_heard_when_the_other_side_wants_to_go_
         ended, whole = [await pair(line) for _ in range(2)]
         line.ip("link", "set", "here", "down")
         ended[1].close()
-        await asyncio.sleep(10)  # its relay has given up to hear that its end was heard
+        await asyncio.sleep(12)  # its relay has given up to hear that its end was heard
         line.address(HERE, "10.77.0.3")
         line.ip("link", "set", "here", "up")
         await both_ways(*whole, "the other goes on")
