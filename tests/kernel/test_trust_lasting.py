@@ -190,7 +190,6 @@ def test_an_end_that_could_not_be_told_is_heard_when_the_other_side_wants_to_go_
         line.address(HERE, "10.77.0.3")
         line.ip("link", "set", "here", "up")
         await both_ways(*whole, "the other goes on")
-        await wire.asend(ended[0], text="into the void")
         with pytest.raises(EOFError):
             await wire.arecv(ended[0])
         assert "it goes on with a connection that is not here" in "".join(line.refused)
