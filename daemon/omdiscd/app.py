@@ -249,11 +249,11 @@ class Daemon:
 
     def _node_changed(self, c: Changed) -> None:
         n = c.node
-        outcome = "rebooted" if c.rebooted else n.state
+        outcome = "rebooted" if c.rebooted else c.state
         self._learn()
         self.events.add("node", to=n.name, addr=n.addr, outcome=outcome, reason=f"was {c.before}" if c.before else "new")
-        if c.rebooted or n.state in ("alive", "dead", "left"):
-            task = asyncio.ensure_future(self.guests.tell_agents(n, n.state))
+        if c.rebooted or c.state in ("alive", "dead", "left"):
+            task = asyncio.ensure_future(self.guests.tell_agents(n, c.state))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

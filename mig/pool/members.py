@@ -10,6 +10,7 @@ one of them tells of them, and none of them has to refute.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import operator
 
@@ -49,6 +50,8 @@ class Members:
         self._own: NodeInfo = dataclasses.replace(me)
         self._words: tuple[object, ...] = ()
         self._next_death = math.inf
+        self._judged: dict[int, Suspicion] = {}
+        """Suspicions that end with a death on our word; some are over already."""
         self._answering: dict[int, float] = {}
         """When the kernel of a silent node has answered."""
         self.look_at(me)
@@ -127,7 +130,7 @@ class Members:
                 self._returned[r.id] = now
             t.set_state(r.id, ALIVE)
             t.made[r.id] = max(t.made[r.id], int(now * 10)) if old else int(now * 10)
-            out.changes.append(Changed(t.info(r.id, int(now * 10)), before, rebooted))
+            out.changes.append(Changed(r, NAMES[ALIVE], before, rebooted))
         if news:
             self.rumors.add(Rumor(r.id, r.incarnation, LEFT if r.state == "left" else ALIVE, r.id))
 
@@ -177,7 +180,7 @@ class Members:
             self._begin(now, r.id, r.by, out)
             s = t.suspects[r.id]
         elif r.by not in s.by and len(s.by) <= EXPECTED and not s.stalled:
-            s.by.add(r.by)
+            s.by += (r.by,)
             shortest, longest = self.timing.suspicion(t.size())
             self._deadline(s, min(s.deadline, s.since + duration(len(s.by) - 1, t.size(), shortest, longest)))
         elif not (r.state == STALLED and not s.stalled):
@@ -218,7 +221,7 @@ class Members:
             return
         news = self._suspected(now, Rumor(node, t.incarnations[node], SUSPECT, self.id), out)
         if node in t.suspects:
-            self._ours(now, t.suspects[node])
+            self._ours(now, node, t.suspects[node])
         if news:
             stalled = now - self._answering.pop(node, -math.inf) < 2 * self.timing.probe_s and self.knocked(now, node, True)
             state = STALLED if stalled or t.suspects[node].stalled else SUSPECT
@@ -230,7 +233,7 @@ class Members:
             if node not in self.table.suspects:
                 self._begin(now, node, self.id, out)
             s = self.table.suspects[node]
-            self._ours(now, s)
+            self._ours(now, node, s)
             self._deadline(s, min(s.deadline, now + self.timing.suspect_s))
 
     def dying(self, now: float, node: int) -> bool:
@@ -262,7 +265,7 @@ class Members:
     def alive(self, now: float, node: int, out: Outcome) -> None:
         """It answered us itself."""
         if self.timing.evidence and self.table.knows(node) and self.table.states[node] == SUSPECT:
-            self._set(now, node, ALIVE, out)
+            self._lives(now, node, out)
 
     def signs_of_life(self, now: float, fresh: list[Sample], sender: int, out: Outcome) -> None:
         """Samples that were news, and the datagram itself."""
@@ -272,22 +275,23 @@ class Members:
         if t.suspects:
             for node in [e.id for e in fresh if e.id in t.suspects]:
                 if t.made[node] > t.suspects[node].since * 10 + 1:
-                    self._set(now, node, ALIVE, out)
+                    self._lives(now, node, out)
             if sender in t.suspects:
-                self._set(now, sender, ALIVE, out)
+                self._lives(now, sender, out)
         if t.gone:
             for node in [e.id for e in fresh if e.id in t.gone and t.states[e.id] == DEAD]:
                 if t.made[node] > (t.gone[node] + _AFTER_DEATH) * 10:
-                    self._returned[node] = now
-                    self._reviving.discard(node)
-                    self._set(now, node, ALIVE, out)
+                    self._back(now, node, out)
+            if sender in t.gone and t.states[sender] == DEAD and now > t.gone[sender] + _AFTER_DEATH:
+                self._back(now, sender, out)
 
     def shift(self, tenths: int) -> None:
         """We were away for so long: nobody is older or more suspect for it, and what we asked before says nothing."""
         self.table.shift(tenths)
         for s in self.table.suspects.values():
             s.own = False
-        self._next_death = min((s.deadline for s in self.table.suspects.values() if self._judges(s)), default=self._next_death)
+        self._judged = {i: s for i, s in self._judged.items() if self._judges(s)}
+        self._next_death = min((s.deadline for s in self._judged.values()), default=self._next_death)
 
     def due(self) -> float:
         """When a suspicion ends or something is to be forgotten."""
@@ -298,15 +302,16 @@ class Members:
         if now < self._next_death:
             return []
         t = self.table
-        dead = [i for i, s in t.suspects.items() if now >= s.deadline and self._judges(s)]
+        dead = [i for i, s in self._judged.items() if now >= s.deadline and t.suspects.get(i) is s]
         for i in dead:
             self._gone(now, i, DEAD, out)
             self.rumors.add(Rumor(i, t.incarnations[i], DEAD, self.id))
-        for i in [i for i, since in t.gone.items() if now - since >= self.timing.forget_s]:
+        for i in list(itertools.takewhile(lambda i: now - t.gone[i] >= self.timing.forget_s, t.gone)):
             t.forget(i)
             self._returned.pop(i, None)
-        ends = [s.deadline for s in t.suspects.values() if self._judges(s)]
-        ends += [since + self.timing.forget_s for since in t.gone.values()]
+        self._judged = {i: s for i, s in self._judged.items() if t.suspects.get(i) is s}
+        ends = [s.deadline for s in self._judged.values()]
+        ends += [since + self.timing.forget_s for since in itertools.islice(t.gone.values(), 1)]
         self._next_death = min(ends, default=math.inf)
         return dead
 
@@ -314,15 +319,18 @@ class Members:
 
     def _begin(self, now: float, node: int, by: int, out: Outcome) -> None:
         shortest, longest = self.timing.suspicion(self.table.size())
-        s = Suspicion(now, 0.0, {by})
+        s = Suspicion(now, 0.0, (by,))
         self._deadline(s, now + duration(0, self.table.size(), shortest, longest))
         self._set(now, node, SUSPECT, out)
         self.table.suspects[node] = s
+        if self._judges(s):
+            self._judged[node] = s
 
-    def _ours(self, now: float, s: Suspicion) -> None:
+    def _ours(self, now: float, node: int, s: Suspicion) -> None:
         """We asked it in vain: what we had only heard begins anew, so that it has time to answer us."""
         if not s.own and not self.timing.hearsay:
             s.own, s.since = True, now
+            self._judged[node] = s
             shortest, _ = self.timing.suspicion(self.table.size())
             self._deadline(s, max(s.deadline, now + shortest))
 
@@ -337,11 +345,23 @@ class Members:
 
     def _gone(self, now: float, node: int, state: int, out: Outcome) -> None:
         self._set(now, node, state, out)
+        self.table.gone.pop(node, None)
         self.table.gone[node] = now
         self._reviving.discard(node)
         self._next_death = min(self._next_death, now + self.timing.forget_s)
 
+    def _back(self, now: float, node: int, out: Outcome) -> None:
+        self._returned[node] = now
+        self._reviving.discard(node)
+        self._lives(now, node, out)
+
+    def _lives(self, now: float, node: int, out: Outcome) -> None:
+        """We have seen that it does, so we tell nobody any more that it does not: it would have to refute, and all to learn of that."""
+        self.rumors.take_back(node)
+        self._set(now, node, ALIVE, out)
+
     def _set(self, now: float, node: int, state: int, out: Outcome) -> None:
-        before = NAMES[self.table.states[node]]
+        before, record = NAMES[self.table.states[node]], self.table.records[node]
+        assert record is not None
         self.table.set_state(node, state)
-        out.changes.append(Changed(self.table.info(node, int(now * 10)), before))
+        out.changes.append(Changed(record, NAMES[state], before))

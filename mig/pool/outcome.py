@@ -20,9 +20,10 @@ class Send(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """A node's state or boot changed.  ``before`` is "" for a node that was unknown."""
+    """A node's state or boot changed.  ``node`` is its record, without what changes each second; ``before`` is "" if it was unknown."""
 
     node: NodeInfo
+    state: str
     before: str
     rebooted: bool = False
 

@@ -329,7 +329,7 @@ class Pool:
         up = self.table.up()
         for node in self.rng.sample(up, min(len(up), _PASS_ON)):
             if node != but:
-                self._send(node, dataclasses.replace(m), out)
+                self._send(node, m, out)
 
     def _fill(self, m: Message, now: float, *, own_record: bool = False) -> None:
         """Load a message with as much news as has room."""
@@ -364,4 +364,4 @@ class Pool:
 
 def left(out: Outcome) -> bool:
     """Whether an outcome says that somebody left; for tests and tools."""
-    return any(c.node.state == "left" for c in out.changes) or any(r.state == LEFT for s in out.sends for r in s.message.rumors)
+    return any(c.state == "left" for c in out.changes) or any(r.state == LEFT for s in out.sends for r in s.message.rumors)

@@ -2,68 +2,59 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from collections import OrderedDict
 
-from mig.pool.message import Rumor
-
-_Place = tuple[int, int, int]
-"""How often it was told, when it came, and whom it is about."""
+from mig.pool.message import ALIVE, Rumor
 
 
 class Rumors:
     """The queue of one node; a newer rumour about the same node takes the place of the older.
 
-    Thousands wait when half of a large pool is lost, and every datagram takes some: what they are taken from is a heap in which places
-    that hold no more are left until they come up.
+    Thousands wait when half of a large pool is lost, and every datagram takes some.  So each number of times told has a queue of its own,
+    and nothing is ever sorted: of those that were told equally often the one goes first that has waited longest.
     """
 
     def __init__(self) -> None:
-        self._rumors: dict[int, Rumor] = {}
-        self._places: dict[int, _Place] = {}
-        self._heap: list[_Place] = []
-        self._came = 0
+        self._told: list[OrderedDict[int, Rumor]] = [OrderedDict()]
+        """By how often they were told, then by id, those that have waited longest first."""
 
     def __len__(self) -> int:
-        return len(self._rumors)
+        return sum(len(queue) for queue in self._told)
 
     def add(self, r: Rumor) -> None:
         """Tell it from now on."""
-        old = self._places.get(r.id)
-        if old is None:
-            self._came += 1
-        self._rumors[r.id] = r
-        self._place(r.id, 0, old[1] if old else self._came)
+        if r.id not in self._told[0]:
+            self.forget(r.id)
+        self._told[0][r.id] = r  # one that nobody was told of keeps its turn
 
     def forget(self, node: int) -> None:
         """What is told about it is over."""
-        self._rumors.pop(node, None)
-        self._places.pop(node, None)
+        for queue in self._told:
+            if queue.pop(node, None):
+                return
+
+    def take_back(self, node: int) -> None:
+        """It is alive, as we see: what we were about to tell against it is over."""
+        for queue in self._told:
+            if (r := queue.get(node)) is not None:
+                if r.state != ALIVE:
+                    del queue[node]
+                return
 
     def take(self, room: int, limit: int) -> list[Rumor]:
         """At most ``room`` rumours to send now; each is taken ``limit`` times in all."""
-        if not self._rumors or room <= 0:
-            return []
-        chosen = list(self._rumors) if len(self._rumors) <= room else self._least_told(room)
-        out = [self._rumors[i] for i in chosen]
-        for i in chosen:
-            told, came, _ = self._places[i]
-            if told + 1 >= limit:
-                self.forget(i)
-            else:
-                self._place(i, told + 1, came)
+        out: list[Rumor] = []
+        again: list[tuple[int, Rumor]] = []
+        for times, queue in enumerate(self._told, 1):
+            while queue and len(out) < room:
+                _, r = queue.popitem(last=False)
+                out.append(r)
+                if times < limit:
+                    again.append((times, r))
+            if out and not queue:
+                self._told[times - 1] = OrderedDict()  # one that was emptied would keep its room
+        for times, r in again:
+            if times == len(self._told):
+                self._told.append(OrderedDict())
+            self._told[times][r.id] = r
         return out
-
-    def _least_told(self, room: int) -> list[int]:
-        chosen: list[int] = []
-        while len(chosen) < room:
-            place = heappop(self._heap)
-            if self._places.get(place[2]) is place:
-                chosen.append(place[2])
-        return chosen
-
-    def _place(self, node: int, told: int, came: int) -> None:
-        place = self._places[node] = told, came, node
-        heappush(self._heap, place)
-        if len(self._heap) > 4 * len(self._places) + 64:
-            self._heap = list(self._places.values())
-            heapify(self._heap)

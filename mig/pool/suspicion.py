@@ -8,7 +8,7 @@ pool that is too small to give so many, the shortest holds at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 EXPECTED = 2
 """Confirmations after which the suspicion is as short as it gets (memberlist: suspicion multiplier 4, less 2)."""
@@ -23,12 +23,12 @@ def duration(confirmations: int, nodes: int, shortest: float, longest: float) ->
     return max(shortest, longest - share * (longest - shortest))
 
 
-@dataclass
+@dataclass(slots=True)
 class Suspicion:
     """One suspect node: since when, who suspects it, and when its time is over."""
 
     since: float
     deadline: float
-    by: set[int] = field(default_factory=set)
+    by: tuple[int, ...]
     own: bool = False  # we asked it in vain ourselves
     stalled: bool = False  # its kernel answers

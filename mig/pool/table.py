@@ -29,7 +29,7 @@ class Table:
         self.incarnations: list[int] = []
         self.suspects: dict[int, Suspicion] = {}
         self.gone: dict[int, float] = {}
-        """Dead and left nodes, and since when."""
+        """Dead and left nodes, and since when; those that are gone longest first."""
         self._up: list[int] | None = None
         self._lent = False  # somebody goes on reading the list
 

@@ -202,7 +202,7 @@ def test_a_restarted_node_is_rebooted_for_all() -> None:
     w.kill(2)
     w.run(20)
     changes = []
-    w.watch = lambda viewer, c: changes.append((viewer, c.rebooted, c.before, c.node.state))
+    w.watch = lambda viewer, c: changes.append((viewer, c.rebooted, c.before, c.state))
     w.dead.discard(2)
     w.add(2, seeds=[1])
     w.run(25)
@@ -242,11 +242,35 @@ def test_a_sample_that_was_made_after_a_death_takes_it_back() -> None:
     assert tell(3, p.table.samples[3].number + 1, now) == "left"  # type: ignore[union-attr]
 
 
+def test_a_datagram_of_a_node_that_was_held_for_dead_takes_its_death_back_and_it_need_not_refute() -> None:
+    w = world(8)
+    w.run(5)
+    w.kill(2)
+    w.kill(3)
+    w.run(20)
+    p, now = w.nodes[1], w.now + w.offsets[1]
+    assert states(w, 1)[2] == states(w, 1)[3] == "dead"
+
+    def hear(node: int, at: float) -> list[Rumor]:
+        out = p.datagram(at, p.table.address(node), Message(PING, node, 7))
+        return [r for s in out.sends for r in s.message.rumors if r.id == node]
+
+    p.table.gone[2] = now - 0.5
+    assert [r.state for r in hear(2, now)] == [DEAD]  # it may have been under way when it died: it is told, and can refute
+    p.table.gone[2] = now - 5
+    p.members.rumors.add(Rumor(2, p.table.incarnations[2], DEAD, 1))
+    assert hear(2, now) == [] and states(w, 1)[2] == "alive"
+    assert [r for r in p.members.rumors.take(100, 9) if r.id == 2] == []  # nor are others told
+    p.table.set_state(3, LEFT)
+    p.table.gone[3] = now - 5
+    assert [r.state for r in hear(3, now)] == [LEFT] and states(w, 1)[3] == "left"
+
+
 def test_a_stalled_node_is_suspect_and_never_dead() -> None:
     w = world(12)
     w.run(5)
     changes = []
-    w.watch = lambda viewer, c: changes.append((viewer, c.node.id, c.node.state))
+    w.watch = lambda viewer, c: changes.append((viewer, c.node.id, c.state))
     w.stall(5, 20)
     w.run(24.9)
     assert everybody_sees(w, 5, "suspect")
@@ -260,7 +284,7 @@ def test_our_own_sleep_kills_nobody() -> None:
     w = world(6)
     w.run(5)
     changes = []
-    w.watch = lambda viewer, c: changes.append((viewer, c.node.id, c.node.state))
+    w.watch = lambda viewer, c: changes.append((viewer, c.node.id, c.state))
     w.stall(3, 120)
     w.network.side = {3: 1}  # a suspended machine does not answer knocks either
     w.run(124)
@@ -297,7 +321,7 @@ def test_a_tenth_of_all_datagrams_lost_kills_nobody() -> None:
     w = world(30)
     w.network.loss = 0.1
     dead = []
-    w.watch = lambda viewer, c: dead.append(c) if c.node.state == "dead" else None
+    w.watch = lambda viewer, c: dead.append(c) if c.state == "dead" else None
     w.run(40)
     assert dead == []
 

@@ -44,8 +44,8 @@ class Watch:
     def note(self, viewer: int, c: Changed) -> None:
         """One change at one node."""
         if self._note_times:
-            self.times.setdefault((c.node.id, c.node.state), {})[viewer] = self.world.now
-        if c.node.state == "dead" and c.node.id not in self.world.dead and not self.excused(viewer, c.node.id):
+            self.times.setdefault((c.node.id, c.state), {})[viewer] = self.world.now
+        if c.state == "dead" and c.node.id not in self.world.dead and not self.excused(viewer, c.node.id):
             self.false.add((viewer, c.node.id))
 
     def last(self, node: int, state: str, since: float) -> float:
