@@ -5,42 +5,28 @@ A file of its own, so that agents and keepers of an older version, which outlive
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mig import paths
+from mig.trust.shared import Shared
 
 
 class Addresses:
     """The table on disk: a node's id to its address."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path or paths.TRUST / "addresses.json"
-        self._stamp: tuple[int, int] | None = None
-        self._table: dict[int, str] = {}
+        self._file = Shared[dict[int, str]](path or paths.TRUST / "addresses.json", {}, lambda t: sorted(t.items()), _parse)
 
     def write(self, nodes: Iterable[tuple[int, str]]) -> None:
         """Replace the table by ``nodes``: id and address of each.  No-op when equal."""
-        table = dict(nodes)
-        if table == self._read():
-            return
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(json.dumps(sorted(table.items())))
-        os.replace(fresh, self.path)
+        self._file.write(dict(nodes))
 
     def of(self, node: int) -> str:
         """The address of the node with this id; "" when it is not known."""
-        return self._read().get(node, "")
+        return self._file.read().get(node, "")
 
-    def _read(self) -> dict[int, str]:
-        try:
-            st = self.path.stat()
-        except FileNotFoundError:
-            return {}
-        stamp = (st.st_mtime_ns, st.st_ino)
-        if stamp != self._stamp:
-            self._table = {int(i): str(addr) for i, addr in json.loads(self.path.read_text())}
-            self._stamp = stamp
-        return self._table
+
+def _parse(rows: list[tuple[Any, Any]]) -> dict[int, str]:
+    return {int(i): str(addr) for i, addr in rows}

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mig import paths
 from mig.errors import MigError
+from mig.trust.shared import Shared
 
 FINGERPRINT = 16
 """Bytes."""
@@ -80,30 +81,20 @@ class Store:
     """The table on disk: fingerprint to node."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path or paths.TRUST / "known.json"
-        self._stamp: tuple[int, int] | None = None
-        self._known: dict[str, Peer] = {}
+        self._file = Shared[dict[str, Peer]](path or paths.TRUST / "known.json", {}, _form, _parse)
 
     def write(self, nodes: Iterable[tuple[int, str, str]]) -> None:
         """Replace the table by ``nodes``: id, name and fingerprint of each; those without a fingerprint are left out.  No-op when equal."""
-        known = {fp: Peer(i, name) for i, name, fp in nodes if is_fingerprint(fp)}
-        if known == self._read():
-            return
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(json.dumps({fp: [p.id, p.name] for fp, p in sorted(known.items())}))
-        os.replace(fresh, self.path)
+        self._file.write({fp: Peer(i, name) for i, name, fp in nodes if is_fingerprint(fp)})
 
     def who(self, fp: str) -> Peer | None:
         """The node that has this fingerprint."""
-        return self._read().get(fp)
+        return self._file.read().get(fp)
 
-    def _read(self) -> dict[str, Peer]:
-        try:
-            st = self.path.stat()
-        except FileNotFoundError:
-            return {}
-        stamp = (st.st_mtime_ns, st.st_ino)
-        if stamp != self._stamp:
-            self._known = {fp: Peer(int(i), str(name)) for fp, (i, name) in json.loads(self.path.read_text()).items()}
-            self._stamp = stamp
-        return self._known
+
+def _form(known: dict[str, Peer]) -> dict[str, list[Any]]:
+    return {fp: [p.id, p.name] for fp, p in sorted(known.items())}
+
+
+def _parse(rows: dict[str, list[Any]]) -> dict[str, Peer]:
+    return {fp: Peer(int(i), str(name)) for fp, (i, name) in rows.items()}
