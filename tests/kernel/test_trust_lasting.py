@@ -37,6 +37,8 @@ class Line:
         self.refused: list[str] = []
         self.tasks = Tasks()
         self.listener: socket.socket
+        self.sockets: list[socket.socket] = []
+        """At the other end, for whoever wants to stand in between."""
         libc.unshare(libc.CLONE_NEWNET)
         self._thread = threading.Thread(target=self._stay_there)
         self._thread.start()
@@ -52,6 +54,7 @@ class Line:
         self.tid = threading.get_native_id()
         self.listener = socket.create_server(("0.0.0.0", 0))
         self.listener.setblocking(False)
+        self.sockets = [socket.socket() for _ in range(4)]
         self._other.set()
         self._end.wait()
 
@@ -66,7 +69,8 @@ class Line:
         self.ip("address", "add", f"{new}/24", "dev", name, there=there)
 
     def close(self) -> None:
-        self.listener.close()
+        for s in (self.listener, *self.sockets):
+            s.close()
         self._end.set()
         self._thread.join()
 
@@ -195,6 +199,84 @@ def test_an_end_that_could_not_be_told_is_heard_when_the_other_side_wants_to_go_
         assert "it goes on with a connection that is not here" in "".join(line.refused)
         for s in (ended[0], *whole):
             s.close()
+
+    run(test)
+
+
+class Between:
+    """Passes on what the relays say; the first answer to one that wants to go on it keeps, as a line that is cut just then."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self.asked = 0
+        self.held: tuple[socket.socket, bytearray] | None = None
+        line.ip("link", "set", "lo", "up", there=True)
+        self.listener, *self._beyond = line.sockets
+        self.listener.bind((THERE, 0))
+        self.listener.listen()
+        self.port = self.listener.getsockname()[1]
+        for s in line.sockets:
+            s.setblocking(False)
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            client, _ = await loop.sock_accept(self.listener)
+            server = self._beyond.pop()
+            self._line.sockets.append(client)
+            await loop.sock_connect(server, (THERE, self._line.listener.getsockname()[1]))
+            self._line.tasks.spawn(self._ask(client, server))
+            self._line.tasks.spawn(self._answer(server, client))
+
+    async def _ask(self, client: socket.socket, server: socket.socket) -> None:
+        loop, said = asyncio.get_running_loop(), b""
+        finished = False  # its handshake, whose last record is as long
+        while data := await loop.sock_recv(client, 1 << 16):
+            said += data
+            while len(said) >= 5 and len(said) >= 5 + (n := int.from_bytes(said[3:5])):
+                if n == _TO_GO_ON and finished:
+                    self.asked += 1
+                    if self.asked == 1:
+                        self.held = client, bytearray()
+                finished |= n == _TO_GO_ON
+                await loop.sock_sendall(server, said[: 5 + n])
+                said = said[5 + n :]
+
+    async def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(server, 1 << 16):
+            if self.held and self.held[0] is client:
+                self.held[1].extend(data)
+            else:
+                await loop.sock_sendall(client, data)
+
+
+_TO_GO_ON = 4 + 16 + 16 + 1 + 16
+"""Bytes of the TLS record with an R."""
+
+
+def test_one_that_asks_and_hears_no_answer_asks_again_and_the_late_answer_does_no_harm() -> None:
+    async def test(line: Line) -> None:
+        between = Between(line)
+        line.tasks.spawn(between.serve())
+        a, b = await asyncio.gather(links.connect(1, THERE, between.port, lasting=True), accept(line))
+        line.tasks.spawn(go_on_accepting(line))
+        await both_ways(a, b, "before")
+        assert not between.asked
+        line.address(HERE, "10.77.0.3")
+        await both_ways(a, b, "the second answer came")
+        assert between.asked == line.resumed == 2
+        assert between.held
+        late, answer = between.held
+        between.held = None
+        assert answer
+        await asyncio.get_running_loop().sock_sendall(late, answer)
+        for n in range(20):
+            await both_ways(a, b, f"{n} after the late answer")
+        a.close()
+        with pytest.raises(EOFError):
+            await wire.arecv(b)
+        b.close()
 
     run(test)
 
