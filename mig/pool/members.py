@@ -198,7 +198,7 @@ class Members:
                 return False
             if t.samples[r.id] is not None and now * 10 - t.made[r.id] < 10 * (self.timing.suspect_s + self.timing.probe_s):
                 return False
-            if s is None and (self._was_cut_off(now, r.by) or self._is_back(now, r.id)):
+            if (s is None or not s.own) and (self._was_cut_off(now, r.by) or self._is_back(now, r.id)):
                 return False
         t.incarnations[r.id] = r.incarnation
         self._gone(now, r.id, DEAD, out)

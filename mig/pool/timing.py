@@ -48,8 +48,8 @@ class Timing:
     early_s: float = 5.0
     # A tick that comes later than this was our own absence: nobody is accused for it.
     slept_s: float = 2.0
-    # For so long nobody is believed who tells of a death that we do not expect, and was held for dead himself: the network was cut between
-    # us, and each side has declared the other dead.  Longer than it takes a large pool to be whole again.
+    # For so long nobody is believed who was held for dead himself and tells of the death of a node that we did not ask in vain: the network
+    # was cut between us, and each side has declared the other dead.  Longer than it takes a large pool to be whole again.
     returned_s: float = 60.0
     forget_s: float = 3600.0
     # Whether a fresh load entry, or any datagram of its own, clears a suspect: without it (plain SWIM) only its refutation does.

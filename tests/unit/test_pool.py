@@ -392,6 +392,11 @@ def test_one_that_was_held_for_dead_himself_is_not_believed_when_he_tells_of_dea
     m.record(now, dataclasses.replace(of_3, incarnation=of_3.incarnation + 1), Outcome())
     assert table.states[3] == ALIVE
     assert not m.rumor(now, Rumor(5, of_5, DEAD, 3), Outcome()) and table.states[5] == ALIVE
+    # a suspicion that he or his like told us of makes it no likelier; that we asked it in vain does
+    assert m.rumor(now, Rumor(8, table.incarnations[8], SUSPECT, 3), Outcome()) and table.states[8] == SUSPECT
+    assert not m.rumor(now, Rumor(8, table.incarnations[8], DEAD, 3), Outcome()) and table.states[8] == SUSPECT
+    m.suspect(now, 8, Outcome())
+    assert m.rumor(now, Rumor(8, table.incarnations[8], DEAD, 3), Outcome()) and table.states[8] == DEAD
     assert m.rumor(now + LAN.returned_s, Rumor(5, of_5, DEAD, 3), Outcome()) and table.states[5] == DEAD
     assert m.rumor(now, Rumor(6, table.incarnations[6], DEAD, 4), Outcome()) and table.states[6] == DEAD
 
