@@ -179,7 +179,7 @@ class Members:
                 return False
             self._begin(now, r.id, r.by, out)
             s = t.suspects[r.id]
-        elif r.by not in s.by and len(s.by) <= EXPECTED and not s.stalled:
+        elif r.by not in s.by and len(s.by) <= EXPECTED and not s.stalled and not s.told:
             s.by += (r.by,)
             shortest, longest = self.timing.suspicion(t.size())
             self._deadline(s, min(s.deadline, s.since + duration(len(s.by) - 1, t.size(), shortest, longest)))
@@ -198,11 +198,27 @@ class Members:
                 return False
             if t.samples[r.id] is not None and now * 10 - t.made[r.id] < 10 * (self.timing.suspect_s + self.timing.probe_s):
                 return False
-            if (s is None or not s.own) and (self._was_cut_off(now, r.by) or self._is_back(now, r.id)):
+            hearsay = s is None or not s.own
+            if hearsay and (self._was_cut_off(now, r.by) or self._is_back(now, r.id) or not self._ripe(now, r, out)):
                 return False
         t.incarnations[r.id] = r.incarnation
         self._gone(now, r.id, DEAD, out)
         return True
+
+    def _ripe(self, now: float, r: Rumor, out: Outcome) -> bool:
+        """Whether we are told of a death after a suspicion that was long enough for all who live to be heard of.  If not, it has the rest
+        of that time: the teller may have been cut off from us, and we not know it yet."""
+        t = self.table
+        shortest, longest = self.timing.suspicion(t.size())
+        s, patience = t.suspects.get(r.id), shortest
+        if s is None:
+            self._begin(now, r.id, r.by, out)
+            s, patience = t.suspects[r.id], longest
+        if not s.told and now < s.since + patience:
+            s.told = True
+            self._judged[r.id] = s
+            self._deadline(s, s.since + patience)
+        return not s.told
 
     def _was_cut_off(self, now: float, node: int) -> bool:
         """Whether we hold it for dead, or did so a moment ago: it could not hear us either, and has buried all on our side."""
@@ -289,7 +305,7 @@ class Members:
         """We were away for so long: nobody is older or more suspect for it, and what we asked before says nothing."""
         self.table.shift(tenths)
         for s in self.table.suspects.values():
-            s.own = False
+            s.own = s.told = False
         self._judged = {i: s for i, s in self._judged.items() if self._judges(s)}
         self._next_death = min((s.deadline for s in self._judged.values()), default=self._next_death)
 
@@ -336,7 +352,7 @@ class Members:
 
     def _judges(self, s: Suspicion) -> bool:
         """Whether it dies on our word when its time is over: hearsay may be long refuted, and its refutation lost."""
-        return s.own or self.timing.hearsay
+        return s.own or s.told or self.timing.hearsay
 
     def _deadline(self, s: Suspicion, when: float) -> None:
         s.deadline = when

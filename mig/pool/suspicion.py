@@ -31,4 +31,5 @@ class Suspicion:
     deadline: float
     by: tuple[int, ...]
     own: bool = False  # we asked it in vain ourselves
+    told: bool = False  # we were told that it is dead, before its time was over
     stalled: bool = False  # its kernel answers

@@ -142,6 +142,8 @@ def test_what_comes_in_a_crowd_is_gathered_and_nothing_of_it_is_lost() -> None:
     source = p.table.address(2)
     for i in range(150):  # more than one datagram holds
         p.table.made[i + 40] -= 1000  # nobody has heard of them for long
+        p.datagram(now, source, Message(NEWS, 2, rumors=[Rumor(i + 40, p.table.incarnations[i + 40], SUSPECT, 2)]))
+        p.table.suspects[i + 40].since -= LAN.suspect_s  # and it was suspect for as long as it takes
     sends = []
     for i in range(150):
         death = Rumor(i + 40, p.table.incarnations[i + 40], DEAD, 2)
@@ -236,7 +238,7 @@ def test_a_sample_that_was_made_after_a_death_takes_it_back() -> None:
     p.datagram(now, p.table.address(4), Message(NEWS, 4, rumors=[death]))
     assert states(w, 1)[2] == "alive"
     p.datagram(now + LAN.returned_s, p.table.address(4), Message(NEWS, 4, rumors=[death]))
-    assert states(w, 1)[2] == "dead"
+    assert states(w, 1)[2] == "suspect"  # until its time is over
     p.table.set_state(3, LEFT)
     p.table.gone[3] = since
     assert tell(3, p.table.samples[3].number + 1, now) == "left"  # type: ignore[union-attr]
@@ -387,6 +389,7 @@ def test_one_that_was_held_for_dead_himself_is_not_believed_when_he_tells_of_dea
     table = m.table
     of_3, of_5 = table.records[3], table.incarnations[5]
     assert of_3 is not None
+    m.suspect(now, 3, Outcome())
     assert m.rumor(now, Rumor(3, table.incarnations[3], DEAD, 7), Outcome()) and table.states[3] == DEAD
     assert not m.rumor(now, Rumor(5, of_5, DEAD, 3), Outcome()) and table.states[5] == ALIVE
     m.record(now, dataclasses.replace(of_3, incarnation=of_3.incarnation + 1), Outcome())
@@ -397,8 +400,29 @@ def test_one_that_was_held_for_dead_himself_is_not_believed_when_he_tells_of_dea
     assert not m.rumor(now, Rumor(8, table.incarnations[8], DEAD, 3), Outcome()) and table.states[8] == SUSPECT
     m.suspect(now, 8, Outcome())
     assert m.rumor(now, Rumor(8, table.incarnations[8], DEAD, 3), Outcome()) and table.states[8] == DEAD
-    assert m.rumor(now + LAN.returned_s, Rumor(5, of_5, DEAD, 3), Outcome()) and table.states[5] == DEAD
-    assert m.rumor(now, Rumor(6, table.incarnations[6], DEAD, 4), Outcome()) and table.states[6] == DEAD
+    for node, by, at in ((5, 3, now + LAN.returned_s), (6, 4, now)):
+        m.rumor(at, Rumor(node, table.incarnations[node], DEAD, by), Outcome())
+        assert table.states[node] == SUSPECT and m.expired(at + LAN.dead_s, Outcome()) == [node]
+
+
+@pytest.mark.parametrize("before", [1.0, 0.0])
+def test_a_death_is_believed_when_its_suspicion_has_lasted_as_long_as_it_takes_to_hear_of_those_who_live(before: float) -> None:
+    """A short cut: the teller has buried our side, and nobody knows yet that he was cut off."""
+    w = world(9)
+    m, now = w.nodes[1].members, w.offsets[1] + 60
+    table = m.table
+    if before:
+        m.rumor(now - before, Rumor(5, table.incarnations[5], SUSPECT, 3), Outcome())
+    death = Rumor(5, table.incarnations[5], DEAD, 3)
+    assert not m.rumor(now, death, Outcome()) and table.states[5] == SUSPECT
+    assert not m.rumor(now + 1, death, Outcome()) and table.states[5] == SUSPECT
+    assert not m.rumor(now + 1, death._replace(state=SUSPECT, by=4), Outcome())  # no word of the same kind makes it shorter
+    end = now - before + LAN.suspect_s if before else now + LAN.dead_s
+    assert m.expired(end - 0.1, Outcome()) == [] and m.due() == end
+    assert m.expired(end, Outcome()) == [5] and table.states[5] == DEAD
+    m.rumor(now, Rumor(6, table.incarnations[6], DEAD, 3), Outcome())
+    m.signs_of_life(now + 2, [], 6, Outcome())
+    assert table.states[6] == ALIVE and m.expired(now + 100, Outcome()) == []
 
 
 def test_whoever_suspects_a_node_goes_on_asking_it() -> None:

@@ -29,8 +29,8 @@ def test_a_cut_that_ends_is_no_storm() -> None:
         before = w.datagrams
         w.run(w.now + 0.5)
         most = max(most, w.datagrams - before)
-    assert most / 100 < 15  # 185 when each is passed on by itself, 46 when all have to refute; 6 at rest
-    assert sum(p.members.incarnation > before_heal[i] for i, p in w.nodes.items()) <= 3
+    assert most / 100 < 25  # 185 when each is passed on by itself, 46 when all have to refute; 6 at rest
+    assert sum(p.members.incarnation > before_heal[i] for i, p in w.nodes.items()) < 10
     assert all(len(p.table.up()) == 99 for p in w.nodes.values())
 
 
@@ -72,6 +72,16 @@ def test_nobody_dies_in_a_thousand_of_stalls_or_of_lost_datagrams() -> None:
     scenes.lossy(f, Timing(), 1, 0.1, seconds=30)
     scenes.lossy(f, Timing(), 1, 0.3, seconds=15)
     assert set(f.false_deaths.values()) == {(0, 0)}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seconds", [8, 12])
+def test_nobody_dies_of_a_short_cut(seconds: float) -> None:
+    """Each half has begun to bury the other, and not all know of whom they are cut off: their word of deaths kills nobody."""
+    f = scenes.Figures(500)
+    scenes.partitioned(f, Timing(), 1, seconds=seconds)
+    assert list(f.false_deaths.values()) == [(0, 0)] and f.healed < 20
 
 
 def _goals(f: scenes.Figures) -> None:
