@@ -100,19 +100,18 @@ the probes, and such a pool sends 36 KB/s a node, where it sent 65; rumours stil
 Of 10,000 at 10 % loss there were 45 in 5,580 tables, and none after that. All rows of 10,000 nodes are from before the last changes to what
 follows a death.
 
-After a cut the other half tells of the deaths of those on our side. In the partition of 1,000 79 were held for dead so, in 120 tables. For a
-minute after a node was itself held for dead it is not believed when it tells of a death, unless we asked in vain ourselves. That is not
-enough where nobody knows yet who was cut off: after cuts of 8 and 10 s 43 and 12 of 500 died of it (72 and 12 tables). Now a death that is
-only told is believed when its suspicion has lasted 4 s, 8 s when we are told of the death first: whoever lives is heard of in that time.
-None dies so after cuts of 8, 10, 12, 16 and 20 s, and a death is known to all of 1,000 about a second later than before.
+After a cut the other half tells of the deaths of those on our side. In the partition of 1,000 79 were held for dead so, in 120 tables. For
+a minute after a node was itself held for dead it is not believed when it tells of a death, unless we asked in vain ourselves. That is not
+enough where nobody knows yet who was cut off: after cuts of 8 and 10 s 43 and 12 of 500 died of it (72 and 12 tables). Now a death that
+is only told is believed when its suspicion has lasted 4 s, 8 s when we are told of the death first: whoever lives is heard of in that
+time. None dies so after cuts of 8, 10, 12, 16 and 20 s, and a death is known to all of 1,000 about a second later than before.
 
-Two halves of 10,000 were simulated before that rule (44 CPU minutes to the end of a cut of 60 s, 15 GB): until then nobody was held for dead on
-his own side, and each knew of 96 % of the deaths of the other. Half a second after the cut 8,725 were held for dead, in 36,322 tables, on the
-word of the other 4 %. With the rule it was not run.
+Two halves of 10,000 were simulated before that rule (44 CPU minutes to the end of a cut of 60 s, 15 GB): until then nobody was held for
+dead on his own side, and each knew of 96 % of the deaths of the other. Half a second after the cut 8,725 were held for dead, in 36,322
+tables, on the word of the other 4 %. With the rule it was not run.
 
-Of a hundredth of 1,000, ten nodes that were cut off together, each held the
-others for dead at some time (80 tables), as one in a hundred of its datagrams went to its own side; since whoever takes himself for alone
-asks everybody once, none did.
+Of a hundredth of 1,000, ten nodes that were cut off together, each held the others for dead at some time (80 tables), as one in a hundred
+of its datagrams went to its own side; since whoever takes himself for alone asks everybody once, none did.
 
 A node that is stalled for longer than it may be suspect and whose kernel does not answer either (a suspended laptop, a paused virtual
 machine) is declared dead; when it wakes up it notices from its clock that it was away, accuses nobody, and refutes.
@@ -121,8 +120,9 @@ machine) is declared dead; when it wakes up it notices from its clock that it wa
 
 Twelve `omdiscd` in a lab of a machine of two CPUs that had much else to do (`tests/cluster/test_pool_of_twelve.py`): all see each other
 0.1 to 1.8 s after the last has started (goal 3 s); a death is known to all others after 5.1, 5.8 and 6.1 s (goal 8 s); 1.8 s after a cut
-of 60 s between two halves all see all again (it was 0.7 s when all refuted). At rest on a quiet machine each takes 0.37 to 0.41 % of a core, helpers included (median
-0.389, over 60 s; goal 0.5 %), and 41 MB with its relay (goal 45 MB); its own 35 MB are half shared between daemons of one machine.
+of 60 s between two halves all see all again (0.7 s when all refuted). At rest on a quiet machine each takes 0.37 to 0.41 % of a core,
+helpers included (median 0.389, over 60 s; goal 0.5 %), and 41 MB with its relay (goal 45 MB); its own 35 MB are half shared between daemons
+of one machine.
 
 ## "I don't see all my nodes"
 
