@@ -215,7 +215,8 @@ async def test_python_input_with_and_without_readline() -> None:
 
 @in_loop
 async def test_a_password_is_not_echoed_and_typeahead_before_the_prompt_is_flushed() -> None:
-    program = "import getpass, time; time.sleep(0.1); print('secret', getpass.getpass('Password: '))"
+    # it asks when the typed line is there: what comes later than the prompt is the password, on any terminal
+    program = "import getpass, select; select.select([0], [], []); print('secret', getpass.getpass('Password: '))"
     async with Stage(sys.executable, "-c", program) as stage:
         stage.type(b"early\n")
         await stage.see(b"Password: ")
