@@ -2,9 +2,10 @@
 
 SWIM's order of claims: a greater incarnation wins; in the same one ``left`` and ``dead`` beat ``suspect`` beats ``alive``.  Only a node
 itself makes a new incarnation of itself, to refute a claim or because its record changed.  Beyond SWIM, evidence counts: a load entry that
-was made after the suspicion began, or any datagram of the node itself, clears it here, and a claim of death is not believed by whoever
-has fresher news.  A load entry that was made after the death takes it back: so a node that was cut off finds all others alive as soon as
-one of them tells of them, and none of them has to refute.
+was made after the suspicion began, or any datagram of the node itself, clears it here, and a claim of death is not believed by whoever has
+fresher news, nor before its suspicion has lasted here, nor from one who was cut off himself, except by who asked in vain.  A load entry
+that was made after the death takes it back, and any datagram of the node itself: so a node that was cut off finds all others alive as soon
+as one of them tells of them, and none of them has to refute.
 """
 
 from __future__ import annotations

@@ -46,12 +46,14 @@ class Rumors:
         out: list[Rumor] = []
         again: list[tuple[int, Rumor]] = []
         for times, queue in enumerate(self._told, 1):
+            if not queue or len(out) >= room:
+                continue
             while queue and len(out) < room:
                 _, r = queue.popitem(last=False)
                 out.append(r)
                 if times < limit:
                     again.append((times, r))
-            if out and not queue:
+            if not queue:
                 self._told[times - 1] = OrderedDict()  # one that was emptied would keep its room
         for times, r in again:
             if times == len(self._told):

@@ -36,6 +36,7 @@ from mig.pool.message import (
     Sample,
 )
 from mig.pool.outcome import Changed, Outcome
+from mig.pool.pool import Pool
 from mig.pool.suspicion import duration
 from mig.pool.table import load_of
 from mig.pool.timing import Timing, memberlist
@@ -212,14 +213,19 @@ def test_a_restarted_node_is_rebooted_for_all() -> None:
     assert sorted(v for v, rebooted, _, state in changes if rebooted and state == "alive") == [1, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_sample_that_was_made_after_a_death_takes_it_back() -> None:
+def two_are_dead() -> tuple[World, Pool, float]:
+    """Eight nodes of which 2 and 3 are dead, the first of them, and its time."""
     w = world(8)
     w.run(5)
     w.kill(2)
     w.kill(3)
     w.run(20)
-    p, now = w.nodes[1], w.now + w.offsets[1]
     assert states(w, 1)[2] == states(w, 1)[3] == "dead"
+    return w, w.nodes[1], w.now + w.offsets[1]
+
+
+def test_a_sample_that_was_made_after_a_death_takes_it_back() -> None:
+    w, p, now = two_are_dead()
     number, since = p.table.samples[2].number, p.table.gone[2]  # type: ignore[union-attr]
     changes: list[Changed] = []
 
@@ -245,13 +251,7 @@ def test_a_sample_that_was_made_after_a_death_takes_it_back() -> None:
 
 
 def test_a_datagram_of_a_node_that_was_held_for_dead_takes_its_death_back_and_it_need_not_refute() -> None:
-    w = world(8)
-    w.run(5)
-    w.kill(2)
-    w.kill(3)
-    w.run(20)
-    p, now = w.nodes[1], w.now + w.offsets[1]
-    assert states(w, 1)[2] == states(w, 1)[3] == "dead"
+    w, p, now = two_are_dead()
 
     def hear(node: int, at: float) -> list[Rumor]:
         out = p.datagram(at, p.table.address(node), Message(PING, node, 7))
