@@ -3,7 +3,7 @@
 SWIM's order of claims: a greater incarnation wins; in the same one ``left`` and ``dead`` beat ``suspect`` beats ``alive``.  Only a node
 itself makes a new incarnation of itself, to refute a claim or because its record changed.  Beyond SWIM, evidence counts: a load entry that
 was made after the suspicion began, or any datagram of the node itself, clears it here, and a claim of death is not believed by whoever has
-fresher news, nor before its suspicion has lasted here, nor from one who was cut off himself, except by who asked in vain.  A load entry
+fresher news, nor from one who was cut off himself, nor before its suspicion has lasted here or the node was asked in vain.  A load entry
 that was made after the death takes it back, and any datagram of the node itself: so a node that was cut off finds all others alive as soon
 as one of them tells of them, and none of them has to refute.
 """
@@ -53,6 +53,8 @@ class Members:
         self._next_death = math.inf
         self._judged: dict[int, Suspicion] = {}
         """Suspicions that end with a death on our word; some are over already."""
+        self.told: dict[int, None] = {}
+        """Nodes of whose death we were told and that we have to ask, in the order of telling; some live or are dead by now."""
         self._answering: dict[int, float] = {}
         """When the kernel of a silent node has answered."""
         self.look_at(me)
@@ -207,8 +209,9 @@ class Members:
         return True
 
     def _ripe(self, now: float, r: Rumor, out: Outcome) -> bool:
-        """Whether we are told of a death after a suspicion that was long enough for all who live to be heard of.  If not, it has the rest
-        of that time: the teller may have been cut off from us, and we not know it yet."""
+        """Whether we are told of a death after a suspicion that was long enough for all who live to be heard of.  If not, we ask it
+        ourselves, and it has the rest of that time where we do not come to that: the teller may have been cut off from us, and we not
+        know it yet."""
         t = self.table
         shortest, longest = self.timing.suspicion(t.size())
         s, patience = t.suspects.get(r.id), shortest
@@ -218,6 +221,7 @@ class Members:
         if not s.told and now < s.since + patience:
             s.told = True
             self._judged[r.id] = s
+            self.told[r.id] = None
             self._deadline(s, s.since + patience)
         return not s.told
 
@@ -237,8 +241,12 @@ class Members:
         if not t.knows(node) or t.states[node] > SUSPECT:
             return
         news = self._suspected(now, Rumor(node, t.incarnations[node], SUSPECT, self.id), out)
-        if node in t.suspects:
-            self._ours(now, node, t.suspects[node])
+        if (s := t.suspects.get(node)) is not None:
+            if s.told and not s.stalled:
+                s.own = True
+                self._deadline(s, now)  # as others have found before us
+            else:
+                self._ours(now, node, s)
         if news:
             stalled = now - self._answering.pop(node, -math.inf) < 2 * self.timing.probe_s and self.knocked(now, node, True)
             state = STALLED if stalled or t.suspects[node].stalled else SUSPECT
@@ -253,10 +261,19 @@ class Members:
             self._ours(now, node, s)
             self._deadline(s, min(s.deadline, now + self.timing.suspect_s))
 
+    def next_told(self) -> int | None:
+        """Whom to ask now of those of whose death we were told."""
+        while self.told:
+            node = next(iter(self.told))
+            del self.told[node]
+            if (s := self.table.suspects.get(node)) is not None and s.told and not s.own:
+                return node
+        return None
+
     def dying(self, now: float, node: int) -> bool:
         """Whether it is dead soon on our word, so that we go on asking it."""
         s = self.table.suspects.get(node)
-        return s is not None and s.own and s.deadline <= now + self.timing.suspicion(self.table.size())[1]
+        return s is not None and s.own and now < s.deadline <= now + self.timing.suspicion(self.table.size())[1]
 
     def knocked(self, now: float, node: int, answered: bool) -> bool:
         """Its kernel answered, or did not; whether that is to be told."""

@@ -149,6 +149,7 @@ class Pool:
             self._at_once(now, news, fresh, out, but=m.sender)
         self._answer(now, source, m, out, group=group)
         self._tell_and_ask(now, source, m, strangers, out)
+        self._verify(now, out)
         if news or m.records:
             self._hurry(now)
         if self.members.refuting:
@@ -225,6 +226,12 @@ class Pool:
             if self.members.dying(now, node) and (probe := self.probes.start(now, node)):
                 self._to(*probe, out)
             self._hurry(now)
+        self._verify(now, out)
+
+    def _verify(self, now: float, out: Outcome) -> None:
+        """Ask those of whose death we were told."""
+        while self.members.told and self.probes.room() and (node := self.members.next_told()) is not None:
+            self._send(*self.probes.verify(now, node), out)
 
     def _repair(self, out: Outcome) -> None:
         up = self.table.up()
@@ -352,7 +359,7 @@ class Pool:
         """A probe, or an answer to one, with rumours on its back; the one about its receiver first, so that he can refute it."""
         if not self.table.knows(node):
             return  # a probe for somebody of whom we have no record
-        if self.table.states[node] == SUSPECT and node in self.table.suspects:
+        if self.table.states[node] == SUSPECT and (s := self.table.suspects.get(node)) is not None and not s.told:
             m.rumors.append(Rumor(node, self.table.incarnations[node], SUSPECT, self.me.id))
         m.rumors += self.members.rumors.take(6, self._limit())
         self._send(node, m, out)

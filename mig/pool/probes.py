@@ -17,6 +17,8 @@ from mig.pool.timing import Timing
 
 PATIENT = 8
 """Awareness stays below: probes then take nine times as long."""
+_VERIFIED = 10
+"""Nodes at once that we ask because others say that they are dead: when half of a large pool is lost, thousands wait for it."""
 
 
 @dataclass
@@ -27,8 +29,11 @@ class _Probe:
     end: float
     again: float
     """When it is sent once more."""
+    pause: float
     asked: int = 0
     refused: int = 0
+    told: bool = False
+    """Others say that it is dead."""
 
 
 @dataclass
@@ -62,10 +67,15 @@ class Probes:
         target = self._choose() if suspect is None else suspect
         if target is None:
             return None
-        slow = 1 + self.awareness
-        n = self._next()
-        self._probes[n] = _Probe(target, now + self.timing.timeout_s * slow, now + self.timing.probe_s * slow, now + self._pause())
-        return target, Message(PING, number=n)
+        return self._begin(now, target, 1 + self.awareness, told=False)
+
+    def verify(self, now: float, node: int) -> tuple[int, Message]:
+        """A probe of a node that is dead as others say.  They have had helpers and were patient: we need neither."""
+        return self._begin(now, node, 1, told=True)
+
+    def room(self) -> bool:
+        """Whether one more may be verified now."""
+        return sum(p.told for p in self._probes.values()) < _VERIFIED
 
     def look(self, now: float) -> tuple[list[tuple[int, Message]], list[int], list[int]]:
         """Time has passed: messages to send, nodes to knock at, and nodes that did not answer."""
@@ -75,9 +85,9 @@ class Probes:
         for n, p in list(self._probes.items()):
             if now >= p.again and now < p.end:
                 sends.append((p.target, Message(PING, number=n)))
-                p.again = now + self._pause()
+                p.again = now + p.pause
             if not p.asked and now >= p.patience:
-                helpers = self._helpers(p.target)
+                helpers = [] if p.told else self._helpers(p.target)
                 sends += [(h, Message(ASK, number=n, subject=p.target)) for h in helpers]
                 p.asked = max(1, len(helpers))
                 knocks.append(p.target)
@@ -119,10 +129,11 @@ class Probes:
         self._relays.clear()
         self.awareness = min(PATIENT, self.awareness + 1)
 
-    def _pause(self) -> float:
-        """Seconds until a probe is sent again."""
-        t = self.timing
-        return t.probe_s * (1 + self.awareness) / t.pings if t.pings > 1 else math.inf
+    def _begin(self, now: float, target: int, slow: int, *, told: bool) -> tuple[int, Message]:
+        t, n = self.timing, self._next()
+        pause = t.probe_s * slow / t.pings if t.pings > 1 else math.inf
+        self._probes[n] = _Probe(target, now + t.timeout_s * slow, now + t.probe_s * slow, now + pause, pause, told=told)
+        return target, Message(PING, number=n)
 
     def _next(self) -> int:
         self._number = self._number % 0xFFFFFF + 1

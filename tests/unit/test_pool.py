@@ -425,6 +425,57 @@ def test_a_death_is_believed_when_its_suspicion_has_lasted_as_long_as_it_takes_t
     assert table.states[6] == ALIVE and m.expired(now + 100, Outcome()) == []
 
 
+def told_of_deaths(count: int, nodes: range) -> tuple[World, Pool, float, list[Message]]:
+    """One of ``count`` is told that nodes are dead that nobody suspected; what it sends to them."""
+    w = world(count)
+    w.run(3)
+    p, now = w.nodes[1], w.now + w.offsets[1]
+    for i in nodes:
+        p.table.made[i] -= 1000  # nobody has heard of them for long
+    addresses = {p.table.address(i) for i in nodes}
+    deaths = [Rumor(i, p.table.incarnations[i], DEAD, 2) for i in nodes]
+    out = p.datagram(now, p.table.address(2), Message(NEWS, 2, rumors=deaths))
+    return w, p, now, [s.message for s in out.sends if s.to in addresses]
+
+
+@pytest.mark.parametrize("answer", ["none", "its own", "of its kernel"])
+def test_a_node_whose_death_is_only_told_is_asked_before_that_is_believed(answer: str) -> None:
+    w, p, now, sent = told_of_deaths(20, range(5, 6))
+    assert [m.kind for m in sent] == [PING] and states(w, 1)[5] == "suspect"
+    assert not [r for r in sent[0].rumors if r.id == 5]  # it need not refute: an answer will do
+    if answer == "its own":
+        p.datagram(now + 0.9, p.table.address(5), Message(ACK, 5, sent[0].number))
+        assert states(w, 1)[5] == "alive"
+    asked, knocks, at = 1, 0, now
+    while (at := p.due()) < now + LAN.probe_s + 0.2:
+        out = p.tick(at, p.me)
+        asked += len([s for s in out.sends if s.to == p.table.address(5) and s.message.number == sent[0].number])
+        assert not [s for s in out.sends if s.message.kind == ASK and s.message.subject == 5]  # others have had their helpers
+        if [k for k in out.knocks if k.node == 5]:
+            knocks += 1
+            if answer == "of its kernel":
+                p.knocked(at, 5, True)
+    assert states(w, 1)[5] == {"none": "dead", "its own": "alive", "of its kernel": "suspect"}[answer]
+    assert (asked, knocks) == ((1, 0) if answer == "its own" else (LAN.pings, 1))
+
+
+def test_of_a_crowd_that_is_said_to_be_dead_few_are_asked_at_once_and_the_others_have_their_time() -> None:
+    _, p, now, sent = told_of_deaths(160, range(5, 155))
+    assert len(sent) == 10
+    for m, i in zip(sent, range(5, 7), strict=False):  # who answers makes room for the next
+        out = p.datagram(now, p.table.address(i), Message(ACK, i, m.number))
+        assert [s.to for s in out.sends if s.message.kind == PING] == [p.table.address(i + 10)]
+    when = {}
+    while (at := p.due()) <= now + LAN.dead_s + 0.01:
+        p.datagram(at, p.table.address(2), Message(NEWS, 2))  # we are not alone
+        when |= {c.node.id: at - now for c in p.tick(at, p.me).changes if c.state == "dead"}
+    assert set(range(7, 155)) <= set(when)
+    first = [i for i in range(7, 155) if when[i] <= LAN.probe_s + 0.1]
+    assert first[:10] == list(range(7, 17)) and len(first) <= 11  # perhaps one whose turn it was anyhow
+    unasked = [i for i in range(7, 155) if when[i] == pytest.approx(LAN.dead_s)]
+    assert 50 < len(unasked) < 90 and unasked[-1] == 154
+
+
 def test_whoever_suspects_a_node_goes_on_asking_it() -> None:
     """So that it hears of it, and may answer until the very end."""
     w = world(60)

@@ -102,9 +102,9 @@ follows a death.
 
 After a cut the other half tells of the deaths of those on our side. In the partition of 1,000 79 were held for dead so, in 120 tables. For
 a minute after a node was itself held for dead it is not believed when it tells of a death, unless we asked in vain ourselves. That is not
-enough where nobody knows yet who was cut off: after cuts of 8 and 10 s 43 and 12 of 500 died of it (72 and 12 tables). Now a death that
-is only told is believed when its suspicion has lasted 4 s, 8 s when we are told of the death first: whoever lives is heard of in that
-time. None dies so after cuts of 8, 10, 12, 16 and 20 s, and a death is known to all of 1,000 about a second later than before.
+enough where nobody knows yet who was cut off: after cuts of 8 and 10 s 43 and 12 of 500 died of it (72 and 12 tables). Now whoever
+is told of a death whose suspicion has not lasted for 4 s here asks the node himself, four times in a second, and believes it when there is
+no answer. Ten are asked at once: when half of a large pool is lost, the others have 4 s, or 8 s if we are told of the death first.
 
 Two halves of 10,000 were simulated before that rule (44 CPU minutes to the end of a cut of 60 s, 15 GB): until then nobody was held for
 dead on his own side, and each knew of 96 % of the deaths of the other. Half a second after the cut 8,725 were held for dead, in 36,322
