@@ -356,12 +356,15 @@ class Pool:
         return self.timing.transmissions(self.table.size())
 
     def _to(self, node: int, m: Message, out: Outcome) -> None:
-        """A probe, or an answer to one, with rumours on its back; the one about its receiver first, so that he can refute it."""
+        """A probe, or an answer to one, with rumours on its back; the one about its receiver first, so that he can refute it.  Whoever is
+        dead as others say gets none: most would be lost, and an answer will do."""
         if not self.table.knows(node):
             return  # a probe for somebody of whom we have no record
-        if self.table.states[node] == SUSPECT and (s := self.table.suspects.get(node)) is not None and not s.told:
-            m.rumors.append(Rumor(node, self.table.incarnations[node], SUSPECT, self.me.id))
-        m.rumors += self.members.rumors.take(6, self._limit())
+        s = self.table.suspects.get(node)
+        if s is None or not s.told:
+            if s is not None:
+                m.rumors.append(Rumor(node, self.table.incarnations[node], SUSPECT, self.me.id))
+            m.rumors += self.members.rumors.take(6, self._limit())
         self._send(node, m, out)
 
     def _send(self, node: int, m: Message, out: Outcome) -> None:
