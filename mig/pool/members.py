@@ -55,6 +55,8 @@ class Members:
         """Suspicions that end with a death on our word; some are over already."""
         self.told: dict[int, None] = {}
         """Nodes of whose death we were told and that we have to ask, in the order of telling; some live or are dead by now."""
+        self._lived: dict[int, float] = {}
+        """When nodes were seen alive of whose death we had been told, by many perhaps."""
         self._answering: dict[int, float] = {}
         """When the kernel of a silent node has answered."""
         self.look_at(me)
@@ -199,7 +201,10 @@ class Members:
             s = t.suspects.get(r.id)
             if s is not None and s.stalled and now < s.deadline:
                 return False
-            if t.samples[r.id] is not None and now * 10 - t.made[r.id] < 10 * (self.timing.suspect_s + self.timing.probe_s):
+            surely = self.timing.suspect_s + self.timing.probe_s  # since it fell silent
+            if t.samples[r.id] is not None and now * 10 - t.made[r.id] < 10 * surely:
+                return False
+            if now - self._lived.get(r.id, -math.inf) < surely:
                 return False
             hearsay = s is None or not s.own
             if hearsay and (self._was_cut_off(now, r.by) or self._is_back(now, r.id) or not self._ripe(now, r, out)):
@@ -343,6 +348,7 @@ class Members:
         for i in list(itertools.takewhile(lambda i: now - t.gone[i] >= self.timing.forget_s, t.gone)):
             t.forget(i)
             self._returned.pop(i, None)
+            self._lived.pop(i, None)
         self._judged = {i: s for i, s in self._judged.items() if t.suspects.get(i) is s}
         ends = [s.deadline for s in self._judged.values()]
         ends += [since + self.timing.forget_s for since in itertools.islice(t.gone.values(), 1)]
@@ -392,6 +398,8 @@ class Members:
     def _lives(self, now: float, node: int, out: Outcome) -> None:
         """We have seen that it does, so we tell nobody any more that it does not: it would have to refute, and all to learn of that."""
         self.rumors.take_back(node)
+        if (s := self.table.suspects.get(node)) is not None and s.told:
+            self._lived[node] = now
         self._set(now, node, ALIVE, out)
 
     def _set(self, now: float, node: int, state: int, out: Outcome) -> None:

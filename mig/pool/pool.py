@@ -97,6 +97,7 @@ class Pool:
                 self._to(*probe, out)
                 self._with_loads(now, probe[1])
         self._look_at_probes(now, out)
+        self._verify(now, out)
         if now - self._heard > self.timing.suspect_s and self.timing.evidence:
             self._heard = now
             self.members.alone(now, out)
@@ -226,11 +227,10 @@ class Pool:
             if self.members.dying(now, node) and (probe := self.probes.start(now, node)):
                 self._to(*probe, out)
             self._hurry(now)
-        self._verify(now, out)
 
     def _verify(self, now: float, out: Outcome) -> None:
         """Ask those of whose death we were told."""
-        while self.members.told and self.probes.room() and (node := self.members.next_told()) is not None:
+        while self.members.told and self.probes.room(now) and (node := self.members.next_told()) is not None:
             self._send(*self.probes.verify(now, node), out)
 
     def _repair(self, out: Outcome) -> None:

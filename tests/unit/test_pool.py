@@ -459,6 +459,10 @@ def test_a_node_whose_death_is_only_told_is_asked_before_that_is_believed(answer
     assert states(w, 1)[5] == {"none": "dead", "its own": "alive", "of its kernel": "suspect"}[answer]
     assert (asked, knocks) == ((1, 0) if answer == "its own" else (LAN.pings, 1))
     assert not any(m.rumors for m in sent)  # it need not refute, and what others have to hear would be lost
+    if answer == "its own":  # others tell the same: that it died since then cannot be known yet
+        for at, state in ((now + 5.8, "alive"), (now + 6, "suspect")):
+            p.datagram(at, p.table.address(3), Message(NEWS, 3, rumors=[Rumor(5, p.table.incarnations[5], DEAD, 3)]))
+            assert states(w, 1)[5] == state
 
 
 def test_of_a_crowd_that_is_said_to_be_dead_few_are_asked_at_once_and_the_others_have_their_time() -> None:
@@ -476,6 +480,19 @@ def test_of_a_crowd_that_is_said_to_be_dead_few_are_asked_at_once_and_the_others
     assert first[:10] == list(range(7, 17)) and len(first) <= 11  # perhaps one whose turn it was anyhow
     unasked = [i for i in range(7, 155) if when[i] == pytest.approx(LAN.dead_s)]
     assert 50 < len(unasked) < 90 and unasked[-1] == 154
+
+
+def test_those_who_answer_do_not_bring_more_questions_without_end() -> None:
+    """After a cut many are said to be dead who live, and their answers tell of more: thousands of questions a second and node."""
+    _, p, now, asked = told_of_deaths(300, range(5, 300))
+    for answered, m in enumerate(asked):  # it grows
+        out = p.datagram(now, p.table.address(5 + answered), Message(ACK, 5 + answered, m.number))
+        asked += [s.message for s in out.sends if s.message.kind == PING]
+    assert 20 <= len(asked) <= 21
+    for tenths in range(1, 11):
+        out = p.tick(now + tenths / 10, p.me)
+        asked += [s.message for s in out.sends if s.message.kind == PING]
+    assert 30 < len(asked) < 90 and len([m for m in asked if m.number]) == len(asked)
 
 
 def test_whoever_suspects_a_node_goes_on_asking_it() -> None:
