@@ -22,6 +22,7 @@ _VERIFIED = 10
 _VERIFY_S = 0.02
 """Seconds between two of them, as a mean: those who live answer at once, and their answers tell of more deaths."""
 _VERIFY_BURST = 20
+"""So many of them may follow each other without a pause, after a rest: a few deaths are looked into at once."""
 
 
 @dataclass
