@@ -77,7 +77,8 @@ def test_who_was_moved_by_hand_is_left_alone_for_a_while(lab: Any) -> None:
 
 
 def test_short_of_memory_a_node_sends_its_smallest_sufficient_process_away(own_lab: Any) -> None:
-    lab = own_lab("--set", "mem_total=1500000000", "--set", "mem_reserve=100000000", nodes=2)
+    # a machine with much else to do fills their memory slowly: that must not be worth a move by itself
+    lab = own_lab("--set", "mem_total=1500000000", "--set", "mem_reserve=100000000", "--set", "epsilon_home=100", nodes=2)
     sizes = {lab.spawn("n1", ["mosrun", "python3", "-c", MEMORY, str(mb)]): mb for mb in (620, 160, 320)}
     time.sleep(3)
     assert not events(lab, "balance"), "there is room"
