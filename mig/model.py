@@ -63,6 +63,7 @@ class NodeInfo(Mapped):
     psi_mem: float = -1.0
     mem_unused: int = -1  # what nothing uses, not even caches (mem_free counts what they would give up); -1: not told
     pool: str = ""  # adaptive pool: in | leaving | out; "" where it does not say
+    steps: bool = False  # its incarnations are counted as in mig.pool.incarnations; older versions' are not
 
 
 @dataclass

@@ -17,6 +17,7 @@ import operator
 
 from mig.model import NodeInfo
 from mig.pool import wire
+from mig.pool.incarnations import changed, is_record_of
 from mig.pool.message import ALIVE, DEAD, LEFT, NAMES, STALLED, SUSPECT, Rumor, Sample
 from mig.pool.outcome import Changed, Outcome
 from mig.pool.rumors import Rumors
@@ -47,7 +48,8 @@ class Members:
         self._returned: dict[int, float] = {}
         """When nodes that we held for dead were heard again."""
         self._left = False
-        self._life = me.incarnation
+        self._incarnations = 0
+        """How many we made in this life."""
         self._own: NodeInfo = dataclasses.replace(me)
         self._words: tuple[object, ...] = ()
         self._next_death = math.inf
@@ -70,10 +72,10 @@ class Members:
         if words == self._words:
             return
         if self._words:
-            self.incarnation += 1
+            self._next(changed(self.incarnation))
             self.changed_record = True
         self._words, self._left = words, me.state == "left"
-        self._own = dataclasses.replace(me, incarnation=self.incarnation, state="left" if self._left else "alive")
+        self._own = dataclasses.replace(me, incarnation=self.incarnation, state="left" if self._left else "alive", steps=True)
         self.rumors.add(self.own())
 
     def own(self) -> Rumor:
@@ -86,7 +88,7 @@ class Members:
 
     def young(self) -> bool:
         """Whether our record is news that is worth its bytes: in the first incarnations of a life."""
-        return self.incarnation - self._life < 2
+        return self._incarnations < 2
 
     def known_record(self, node: int) -> NodeInfo | None:
         """The record of a node if it is the newest that we have heard of, and the node is not gone."""
@@ -96,13 +98,21 @@ class Members:
         if not t.knows(node) or t.states[node] > SUSPECT:
             return None
         r = t.records[node]
-        return r if r is not None and r.incarnation >= t.incarnations[node] else None
+        if r is None or not is_record_of(r, t.incarnations[node]):
+            return None
+        # one of an older version takes no record for the newest whose incarnation is older than the rumour's
+        return r if r.incarnation >= t.incarnations[node] else dataclasses.replace(r, incarnation=t.incarnations[node])
 
     def _refute(self, claimed: int) -> None:
-        self.incarnation = max(self.incarnation, claimed) + 1
+        # a greater one than ours was of an earlier life, with another record
+        self._next(changed(claimed) if claimed > self.incarnation else self.incarnation + 1)
         self._own = dataclasses.replace(self._own, incarnation=self.incarnation)
         self.rumors.add(self.own())
         self.refuting = True
+
+    def _next(self, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self._incarnations += 1
 
     # -- what others say ----------------------------------------------------------------------------------------------------------
 
@@ -122,7 +132,7 @@ class Members:
             return
         news = r.incarnation > (t.incarnations[r.id] if old else -1)
         t.put(r)
-        if r.incarnation >= t.incarnations[r.id]:
+        if is_record_of(r, t.incarnations[r.id]):
             self.wanted.got(r.id)
         rebooted = old is not None and old.boot != r.boot
         before = NAMES[t.states[r.id]] if old else ""
@@ -168,11 +178,18 @@ class Members:
         return news
 
     def _reborn(self, now: float, r: Rumor, gone: bool, out: Outcome) -> bool:
-        self.table.incarnations[r.id] = r.incarnation
-        self.wanted.add(r.id)
-        if gone:
+        t = self.table
+        t.incarnations[r.id] = r.incarnation
+        record = t.records[r.id]
+        known = record is not None and t.states[r.id] != LEFT and is_record_of(record, r.incarnation)
+        if not known:
+            self.wanted.add(r.id)
+        if gone and known:
+            t.made[r.id] = max(t.made[r.id], int(now * 10))
+            self._back(now, r.id, out)
+        elif gone:
             self._reviving.add(r.id)  # as soon as its record says which boot it is
-        elif self.table.states[r.id] == SUSPECT:
+        elif t.states[r.id] == SUSPECT:
             self._set(now, r.id, ALIVE, out)
         return True
 

@@ -34,7 +34,7 @@ _KEY = 5
 RECORD: tuple[tuple[str, type[Any]], ...] = (
     ("id", int), ("name", str), ("addr", str), ("port", int), ("incarnation", int), ("boot", str), ("speed", float), ("cpus", float),
     ("mem_total", int), ("why_not", str), ("version", str), ("fingerprint", str), ("kernel", str), ("criu", str), ("cpu", str),
-    ("swap_total", int), ("state", str),
+    ("swap_total", int), ("state", str), ("steps", bool),
 )  # fmt: skip
 """Fields of a record in their order; new ones at the end."""
 _NEEDED = 5
@@ -111,7 +111,7 @@ def loads_that_fit(m: Message) -> int:
 def record_size(r: NodeInfo) -> int:
     """Upper bound of the packed length of a record."""
     texts = (r.name, r.addr, r.boot, r.why_not, r.version, r.fingerprint, r.kernel, r.criu, r.cpu, r.state)
-    return 75 + 2 * len(texts) + len("".join([t[:_TEXT] for t in texts]).encode())
+    return 76 + 2 * len(texts) + len("".join([t[:_TEXT] for t in texts]).encode())
 
 
 def all_fit(nodes: int) -> bool:
