@@ -116,14 +116,14 @@ tables after a cut of 60 s. And each hop of such news took as long: of 10,000, 6
 deaths. When whoever is told asks, none of those 1,000 is held for dead, and they send 350 datagrams each in the minute after the cut (880);
 at its end some still miss somebody (whole after 58 s before, after 48 s without the bound of 50 a second).
 
-Two halves of 10,000, cut for 60 s: until its end nobody was held for dead on his own side, and the node looked at knew of 61 % of the deaths of
-the other (123 CPU minutes, 20 GB; 56 % when nobody asked, 96 % when all believed what they were told, and then 8,725 were held for dead,
-in 36,322 tables, half a second after the cut). What followed was not simulated to its end: within 0.13 s 8,081 nodes refuted what the other half
-suspected them of, and all began to fetch the records of all, more than a thousand datagrams a second and node. Since then who only refutes
-keeps its record in the eyes of all, and nobody fetches it (`mig/pool/incarnations.py`): of two halves of 600, cut for 20 s, 250 refute, and
-each sends 99 datagrams and 45 KB a second in the worst half second (153 and 69 before). Of 2,000 nearly all refute: 331 datagrams and 276
-KB (811 and 666), and 12 as at rest five seconds after the cut (89). Those 10,000 were not simulated anew. Where all deaths are known before
-the cut ends, as in the rows above, hardly anybody refutes.
+Two halves of 10,000, cut for 60 s: until its end nobody was held for dead on his own side, and the node looked at knew of 61 % of the
+deaths of the other (123 CPU minutes, 20 GB; 56 % when nobody asked, 96 % when all believed what they were told, and then 8,725 were held
+for dead, in 36,322 tables, half a second after the cut). What followed was not simulated to its end: within 0.13 s 8,081 nodes refuted what
+the other half suspected them of, and all began to fetch the records of all, more than a thousand datagrams a second and node. Since then
+who only refutes keeps its record in the eyes of all, and nobody fetches it (`mig/pool/incarnations.py`): of two halves of 600, cut for 20
+s, 250 refute, and each sends 99 datagrams and 45 KB a second in the worst half second (153 and 69 before). Of 2,000 nearly all refute: 331
+datagrams and 276 KB (811 and 666), and 12 as at rest five seconds after the cut (89). Those 10,000 were not simulated anew. Where all
+deaths are known before the cut ends, as in the rows above, hardly anybody refutes.
 
 Of a hundredth of 1,000, ten nodes that were cut off together, each held the others for dead at some time (80 tables), as one in a hundred
 of its datagrams went to its own side; since whoever takes himself for alone asks everybody once, none did.
