@@ -1,4 +1,5 @@
-"""Simulate pools and write docs/gossip.md: ``python -m omtools.poolsim`` (``--help``); the figures stay in docs/gossip.json."""
+"""Simulate pools and write the tables of docs/gossip.md: ``python -m omtools.poolsim`` (``--help``); the figures are in
+docs/gossip.json."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ SCENES = ("calm", "loss1", "loss10", "loss30", "partition", "hundredth", "stalls
 """``hundredth``: a hundredth of the nodes is cut off, which costs a large pool's simulation a fraction of cutting it into halves."""
 
 
-def simulate(nodes: int, preset: str, scene: str, seed: int, seconds: float) -> dict[str, Any]:
+def simulate(nodes: int, preset: str, scene: str, seed: int, seconds: float, watched: float) -> dict[str, Any]:
     """One run, as a row of the figures."""
     timing = PRESETS[preset]()
     if scene == "calm":
@@ -36,7 +37,7 @@ def simulate(nodes: int, preset: str, scene: str, seed: int, seconds: float) -> 
     elif scene.startswith("loss"):
         scenes.lossy(f, timing, seed, int(scene[4:]) / 100, seconds=seconds)
     elif scene in ("partition", "hundredth"):
-        scenes.partitioned(f, timing, seed, seconds=seconds, every=2 if scene == "partition" else 100)
+        scenes.partitioned(f, timing, seed, seconds=seconds, every=2 if scene == "partition" else 100, watched=watched)
     else:
         scenes.stalls(f, timing, seed, seconds=seconds)
     row: dict[str, Any] = {"nodes": nodes, "preset": preset, "scene": scene, "seed": seed, "seconds": seconds}
@@ -47,7 +48,7 @@ def simulate(nodes: int, preset: str, scene: str, seed: int, seconds: float) -> 
     else:
         row["false"] = next(iter(f.false_deaths.values()))
     if scene in ("partition", "hundredth"):
-        row["healed"] = f.healed
+        row |= {"healed": f.healed, "watched": watched}
     row["cpu_s"] = time.process_time() - began
     return {k: rounded(v) for k, v in row.items()}
 
@@ -67,7 +68,8 @@ def main() -> int:
     p.add_argument("--scene", action="append", choices=SCENES)
     p.add_argument("--seed", type=int, action="append")
     p.add_argument("--seconds", type=float, default=60.0, help="of loss, partition or stalls (default 60); at rest 20 at most")
-    p.add_argument("--write", action="store_true", help=f"only write {PAGE.name} from the figures that there are")
+    p.add_argument("--watch", type=float, default=90.0, metavar="SECONDS", help="after a cut, until all see all (default 90)")
+    p.add_argument("--write", action="store_true", help=f"only write the tables of {PAGE.name} from the figures that there are")
     args = p.parse_args()
     rows = json.loads(FIGURES.read_text()) if FIGURES.exists() else []
     if not args.write:
@@ -75,12 +77,12 @@ def main() -> int:
             for preset in args.preset or PRESETS:
                 for scene in args.scene or SCENES:
                     for seed in args.seed or (1,):
-                        row = simulate(nodes, preset, scene, seed, args.seconds)
+                        row = simulate(nodes, preset, scene, seed, args.seconds, args.watch)
                         print(json.dumps(row), flush=True)
                         rows = json.loads(FIGURES.read_text()) if FIGURES.exists() else []
                         rows = [r for r in rows if page.key(r) != page.key(row)] + [row]
                         FIGURES.write_text("[\n" + ",\n".join(json.dumps(r) for r in sorted(rows, key=page.key)) + "\n]\n")
-    PAGE.write_text(page.page(rows))
+    PAGE.write_text(page.page(PAGE.read_text(), rows))
     return 0
 
 

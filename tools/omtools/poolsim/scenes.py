@@ -29,6 +29,7 @@ class Figures:
     false_deaths: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By scene: nodes that lived and were declared dead by anybody, and (viewer, node) pairs of such."""
     healed: float = 0.0
+    """After a cut, until all saw all; infinity if they did not for as long as they were watched."""
 
 
 class Watch:
@@ -108,9 +109,9 @@ def lossy(f: Figures, timing: Timing, seed: int, loss: float, *, seconds: float 
     _count(f, f"{loss:.0%} loss", watch)
 
 
-def partitioned(f: Figures, timing: Timing, seed: int, *, seconds: float = 60.0, every: int = 2) -> None:
+def partitioned(f: Figures, timing: Timing, seed: int, *, seconds: float = 60.0, every: int = 2, watched: float = 90.0) -> None:
     """Two halves for a minute, or each ``every``-th node without the others; what counts is who is held for dead on his own side, or after
-    it, and when all see all again."""
+    it, and when all see all again, if they do within ``watched`` seconds."""
     w = World(f.nodes, timing, seed)
     w.acquaint()
     watch = Watch(w)
@@ -121,7 +122,7 @@ def partitioned(f: Figures, timing: Timing, seed: int, *, seconds: float = 60.0,
     w.run(5 + seconds)
     w.network.side = {}
     start = w.now
-    while w.now < start + 90 and not _whole(w):
+    while w.now < start + watched and not _whole(w):
         w.run(w.now + 0.5)
     f.healed = w.now - start if _whole(w) else float("inf")
     _count(f, f"{seconds:.0f} s partition", watch)
