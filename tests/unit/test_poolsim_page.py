@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from omtools.poolsim import page
 from omtools.poolsim.__main__ import FIGURES, PAGE, simulate
 
