@@ -30,7 +30,7 @@ def outside(lab: Any, node: str, pid: int) -> int:
 
 @contextmanager
 def memory_limit(lab: Any, node: str, size: int) -> Iterator[None]:
-    """The node's omdiscd with its nursery, and all that they start from now on, together get so many bytes of memory."""
+    """The node's omdiscd with its nursery, and all that they start from now on, together get so many bytes of memory, and no swap."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     v1 = next((m[1] for m in mounts if m[2] == "cgroup" and "memory" in m[3].split(",")), "")
     if not v1:
@@ -38,7 +38,12 @@ def memory_limit(lab: Any, node: str, size: int) -> Iterator[None]:
             (group / "cgroup.subtree_control").write_text("+memory")
         limit = lab.lab.node_cgroup(lab.lab.node(node)).path / "memory.max"
         limit.write_text(str(size + int(limit.with_name("memory.current").read_text())))
+        swap = limit.with_name("memory.swap.max")
+        if swap.exists():  # as this kernel can swap
+            swap.write_text("0")
         yield
+        if swap.exists():
+            swap.write_text("max")
         limit.write_text("max")
         return
     group = Path(v1) / f"mig-test-{os.getpid()}"
@@ -46,6 +51,7 @@ def memory_limit(lab: Any, node: str, size: int) -> Iterator[None]:
     daemon = outside(lab, node, lab.daemon_pid(node))
     try:
         (group / "memory.limit_in_bytes").write_text(str(size))
+        (group / "memory.swappiness").write_text("0")
         (group / "cgroup.procs").write_text(str(daemon))
         for child in procfs.children(daemon):  # none is new from here on: what omdiscd starts now is in the group already
             (group / "cgroup.procs").write_text(str(child))
