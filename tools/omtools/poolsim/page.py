@@ -84,7 +84,7 @@ def row(*cells: str) -> str:
 
 def _whole(rows: list[Row]) -> str:
     late = [r["watched"] for r in rows if r["healed"] is None]
-    return f"not within {min(late):.0f} s" if late else _s(r["healed"] for r in rows)
+    return f"not within {min(late):g} s" if late else _s(r["healed"] for r in rows)
 
 
 def _s(times: Any) -> str:
